@@ -1,0 +1,10 @@
+"""InsPose in Detectron2: keypoints of many persons in one pass, without boxes or grouping."""
+
+from .backbone import build_inspose_resnet_fpn_backbone
+from .config import add_inspose_config
+from .data import register_synthetic_people
+from .inspose import InsPose
+
+__all__ = ["InsPose", "add_inspose_config", "build_inspose_resnet_fpn_backbone"]
+
+register_synthetic_people()

@@ -1,0 +1,85 @@
+"""Every key that InsPose adds to Detectron2's config, explained where it is declared."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_inspose_config(cfg: CN) -> None:
+    """Add the keys of InsPose, with the paper's values, to a Detectron2 config.
+
+    Args:
+        cfg: a config from ``detectron2.config.get_cfg()``; changed in place.
+    """
+    cfg.MODEL.INSPOSE = CN()
+
+    # Pyramid levels that predict persons, finest first (sec. 3.1: P3 to P7).
+    cfg.MODEL.INSPOSE.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    # K, keypoints of a person; must equal the data set's (COCO: 17).
+    cfg.MODEL.INSPOSE.NUM_KEYPOINTS = 17
+
+    # Towers of the classification and of the parameter head, each NUM_CONVS x
+    # (3x3 conv, NORM, ReLU) with CONV_DIM channels, shared over levels (FCOS).
+    cfg.MODEL.INSPOSE.NUM_CONVS = 4
+    cfg.MODEL.INSPOSE.CONV_DIM = 256
+    # Norm of all towers and branches: any name that detectron2.layers.get_norm knows
+    # ("GN" has 32 groups: widths must be multiples of 32), or "" for none.
+    cfg.MODEL.INSPOSE.NORM = "GN"
+    # Person probability that an untrained location predicts (RetinaNet sec. 4.1).
+    cfg.MODEL.INSPOSE.PRIOR_PROB = 0.01
+
+    # KP-Net: 1x1 convolutions of this depth (1 to 4 in Table 2) and hidden width.
+    cfg.MODEL.INSPOSE.KP_NET = CN()
+    cfg.MODEL.INSPOSE.KP_NET.NUM_LAYERS = 3
+    cfg.MODEL.INSPOSE.KP_NET.CHANNELS = 8
+
+    # Keypoint feature branch, the shared input of all KP-Nets (sec. 3.2). IN_FEATURE
+    # is read by the disk offset and the heatmap branch too; its stride is the maps'.
+    cfg.MODEL.INSPOSE.KEYPOINT_BRANCH = CN()
+    cfg.MODEL.INSPOSE.KEYPOINT_BRANCH.IN_FEATURE = "p3"
+    cfg.MODEL.INSPOSE.KEYPOINT_BRANCH.NUM_CONVS = 4
+    cfg.MODEL.INSPOSE.KEYPOINT_BRANCH.CONV_DIM = 128
+    cfg.MODEL.INSPOSE.KEYPOINT_BRANCH.OUT_CHANNELS = 8
+
+    # Disk offset branch (sec. 3.3): NUM_CONVS hidden convolutions and a last one to 2K.
+    cfg.MODEL.INSPOSE.DISK_OFFSET = CN()
+    cfg.MODEL.INSPOSE.DISK_OFFSET.ENABLED = True
+    cfg.MODEL.INSPOSE.DISK_OFFSET.NUM_CONVS = 2
+    cfg.MODEL.INSPOSE.DISK_OFFSET.CONV_DIM = 256
+    # R of sec. 3.3 in map cells (not given in the paper; ours): cells whose centre is
+    # within R of a keypoint learn the offset to it.
+    cfg.MODEL.INSPOSE.DISK_OFFSET.RADIUS = 3.0
+
+    # Heatmap branch (sec. 3.4), training only: NUM_CONVS hidden and a last one to K.
+    cfg.MODEL.INSPOSE.HEATMAP = CN()
+    cfg.MODEL.INSPOSE.HEATMAP.ENABLED = True
+    cfg.MODEL.INSPOSE.HEATMAP.NUM_CONVS = 2
+    cfg.MODEL.INSPOSE.HEATMAP.CONV_DIM = 256
+    # A Gaussian is as wide as the person may shift with this IoU left (CornerNet), in (0, 1).
+    cfg.MODEL.INSPOSE.HEATMAP.MIN_OVERLAP = 0.7
+
+    # Positive locations lie within this many strides of the pseudo-box centre (sec. 3.1, r).
+    cfg.MODEL.INSPOSE.CENTER_SAMPLING_RADIUS = 1.5
+    # Bounds between the levels, in pixels of the network input, for the largest distance from
+    # a location to a side of its pseudo-box: [0, 64] on p3, ..., [512, inf) on p7 (FCOS).
+    cfg.MODEL.INSPOSE.SIZES_OF_INTEREST = [64, 128, 256, 512]
+    # Locations inside the annotated box of a crowd or of a person without labelled keypoints:
+    # "ignore" leaves them out of the classification loss, "background" makes them negatives.
+    cfg.MODEL.INSPOSE.UNLABELED_PERSONS = "ignore"
+
+    # Classification loss (eq. 5; values of RetinaNet).
+    cfg.MODEL.INSPOSE.FOCAL_LOSS_ALPHA = 0.25
+    cfg.MODEL.INSPOSE.FOCAL_LOSS_GAMMA = 2.0
+    # Weights of the terms of eq. 5; the paper sums them plainly.
+    cfg.MODEL.INSPOSE.LOSS_WEIGHT = CN()
+    cfg.MODEL.INSPOSE.LOSS_WEIGHT.CLS = 1.0
+    cfg.MODEL.INSPOSE.LOSS_WEIGHT.KEYPOINT = 1.0
+    cfg.MODEL.INSPOSE.LOSS_WEIGHT.DISK_OFFSET = 1.0
+    cfg.MODEL.INSPOSE.LOSS_WEIGHT.HEATMAP = 1.0
+
+    # Inference (sec. 3.4): locations with a person probability above the threshold, of these
+    # the best per image, then NMS on the boxes around their keypoints at this IoU.
+    # TEST.DETECTIONS_PER_IMAGE poses are kept.
+    cfg.MODEL.INSPOSE.SCORE_THRESH_TEST = 0.1
+    cfg.MODEL.INSPOSE.TOPK_CANDIDATES_TEST = 500
+    cfg.MODEL.INSPOSE.NMS_THRESH_TEST = 0.6
+    # Score of a pose: its person probability, or (True) that times its mean keypoint score.
+    cfg.MODEL.INSPOSE.KEYPOINT_RESCORE_TEST = False

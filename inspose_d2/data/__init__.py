@@ -1,0 +1,70 @@
+"""Data sets of the project, registered with Detectron2 when this package is imported.
+
+`synthetic_people_train` and `synthetic_people_val` are built the first time they are asked for, below the folder
+`$INSPOSE_D2_CACHE`, by default `datasets`, and are then an ordinary COCO folder.
+"""
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
+from detectron2.utils.file_io import PathHandler, PathManager
+
+__all__ = ["register_synthetic_people"]
+
+
+class _SyntheticPeopleHandler(PathHandler):
+    """Builds a split when Detectron2's `PathManager` is asked for its json.
+
+    So everything that reads the metadata's `json_file` in Detectron2's way finds it, whatever comes first: a data
+    loader or a `COCOEvaluator`.
+    """
+
+    def __init__(self, root: str, split: str, json_file: str) -> None:
+        self.root, self.split, self.json_file = root, split, json_file
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [self.json_file]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:  # noqa: ARG002
+        # Imported late, so that `python -m inspose_d2.data.synthetic` does not find itself imported already.
+        from inspose_d2.data.synthetic import build_synthetic_people
+
+        return str(build_synthetic_people(self.root, self.split))
+
+    def _isfile(self, path: str, **kwargs: Any) -> bool:  # noqa: ARG002
+        return path == self.json_file
+
+    _exists = _isfile
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[Any]:
+        return Path(self._get_local_path(path)).open(mode, buffering, **kwargs)
+
+
+def register_synthetic_people(root: str | None = None) -> None:
+    """Register `synthetic_people_train` and `synthetic_people_val` with Detectron2's catalogs.
+
+    Args:
+        root: folder that holds, or will hold, the folder `synthetic_people`.
+    """
+    root = root or os.environ.get("INSPOSE_D2_CACHE", "datasets")
+    for split in ("train", "val"):
+        name = f"synthetic_people_{split}"
+        folder = os.path.join(root, "synthetic_people")
+        image_root = os.path.join(folder, split)
+        json_file = os.path.join(folder, "annotations", f"person_keypoints_{split}.json")
+        PathManager.register_handler(_SyntheticPeopleHandler(root, split, json_file))
+        DatasetCatalog.register(name, partial(load_coco_json, json_file, image_root, name))
+        MetadataCatalog.get(name).set(
+            json_file=json_file,
+            image_root=image_root,
+            evaluator_type="coco",
+            **_get_builtin_metadata("coco_person"),
+        )
+
+
+register_synthetic_people()

@@ -1,0 +1,650 @@
+"""Synthetic people: images of articulated figures with the 17 COCO keypoints, made from a seed.
+
+A figure is posed in three dimensions by forward kinematics, projected, and painted from far to near as `Blob`s
+(convex hulls of a few discs): once in colour, once into a label map from which visibility, area and box are
+read. Left limbs are blue, right limbs orange, in many shades.
+
+Coordinates are pixel indices, as in COCO's json and in `cv2`: the centre of the first pixel is (0, 0).
+Image i of a split is a function of (seed, split, i, image size) alone. Needs numpy and OpenCV, not Detectron2.
+"""
+
+import argparse
+import itertools
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from iopath.common.file_io import file_lock
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+GENERATOR_VERSION = 1  # raise it when the pictures change, so that older sets are made again
+SPLITS = {"train": 4000, "val": 300}  # default number of images
+IMAGE_SIZE = 320  # longer side, pixels
+ASPECT_RATIOS = (1.0, 1.0, 0.8, 1.25)  # width / height
+MAX_PEOPLE = 6
+SIZE_RANGE = (0.15, 0.9)  # longer side of a whole figure over the image height
+MIN_VISIBLE_KEYPOINTS = 6  # a figure that would show fewer is left out of the picture
+
+KEYPOINT_NAMES = (
+    *("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder"),
+    *("left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip"),
+    *("left_knee", "right_knee", "left_ankle", "right_ankle"),
+)
+SKELETON = (
+    *((15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8)),
+    *((7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6)),
+)
+
+# Points of a body, (left, right) where there are two. The first 17 are the keypoints.
+NOSE, EYES, EARS, SHOULDERS, ELBOWS, WRISTS = 0, (1, 2), (3, 4), (5, 6), (7, 8), (9, 10)
+HIPS, KNEES, ANKLES, HANDS, TOES, SKULL, FACE, NECK = (
+    (11, 12),
+    (13, 14),
+    (15, 16),
+    (17, 18),
+    (19, 20),
+    21,
+    22,
+    23,
+)
+NUM_KEYPOINTS, NUM_POINTS = 17, 24
+
+# Parts of a body in the label map, and for every keypoint the parts on which it is seen.
+HEAD, TORSO, UPPER_ARM, FOREARM, THIGH, SHIN = 0, 1, (2, 3), (4, 5), (6, 7), (8, 9)
+NUM_PARTS = 10
+CARRIERS = (
+    *[(HEAD, HEAD)] * 5,
+    *((TORSO, UPPER_ARM[side]) for side in (0, 1)),
+    *((UPPER_ARM[side], FOREARM[side]) for side in (0, 1)),
+    *((FOREARM[side], FOREARM[side]) for side in (0, 1)),
+    *((TORSO, THIGH[side]) for side in (0, 1)),
+    *((THIGH[side], SHIN[side]) for side in (0, 1)),
+    *((SHIN[side], SHIN[side]) for side in (0, 1)),
+)
+CLUTTER = 255  # label of what stands in front of people; 0 is the background
+
+# Lengths over stature; a figure's own differ by up to 10 %.
+LENGTHS = {
+    "torso": 0.28,
+    "shoulder": 0.115,
+    "hip": 0.07,
+    "upper_arm": 0.17,
+    "forearm": 0.15,
+    "thigh": 0.23,
+    "shin": 0.23,
+}
+NECK_LENGTH, SKULL_RADIUS = 0.1, 0.08
+FACE_SHAPE = np.array(
+    [[0, -0.15, 1], [0.42, 0.2, 0.85], [-0.42, 0.2, 0.85], [1, 0, 0], [-1, 0, 0]]
+)  # over the radius
+
+# Degrees, uniform in (low, high). Swing raises a limb forward from hanging down, spread raises it sideways.
+LEG_POSES = {  # trunk bend, stride (fore and aft), swing, spread, knee
+    "stand": ((-5, 10), (0, 5), (-3, 8), (2, 12), (0, 12)),
+    "walk": ((0, 15), (15, 38), (-3, 5), (0, 6), (5, 40)),
+    "sit": ((-5, 25), (0, 8), (70, 95), (3, 25), (65, 110)),
+    "wide": ((-5, 10), (0, 10), (-5, 10), (15, 42), (0, 25)),
+    "bend": ((40, 85), (0, 10), (-5, 10), (2, 15), (0, 20)),
+    "crouch": ((10, 45), (0, 20), (75, 110), (5, 35), (90, 140)),
+}
+LEG_POSE_CHANCES = (0.3, 0.2, 0.15, 0.15, 0.1, 0.1)
+ARM_POSES = {  # swing, spread, elbow (swing of the forearm), spread of the forearm
+    "down": ((-20, 25), (5, 25), (0, 50), (-10, 10)),
+    "forward": ((40, 110), (0, 20), (0, 70), (-20, 10)),
+    "side": ((-10, 20), (55, 110), (0, 40), (-15, 60)),
+    "up": ((-10, 20), (125, 178), (0, 20), (-20, 50)),
+    "akimbo": ((-15, 10), (35, 55), (0, 20), (-95, -60)),
+}
+ARM_POSE_CHANCES = (0.35, 0.15, 0.2, 0.15, 0.15)
+
+# Hues as OpenCV counts them, 0..179. Blue is left, orange is right.
+BLUE, ORANGE, SKIN, GREEN, PURPLE, MAGENTA = (
+    (100, 118),
+    (8, 18),
+    (5, 15),
+    (40, 85),
+    (130, 160),
+    (148, 152),
+)
+ANY_HUE = (0, 179)
+JPEG_444 = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444  # colour at full resolution: a nose is a few pixels
+CIRCLE = np.array([(np.cos(t), np.sin(t)) for t in np.linspace(0, 2 * np.pi, 20, endpoint=False)])
+
+Colour = tuple[int, int, int]  # BGR, 0..255
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Blob:
+    """The convex hull of discs, in one colour: a ball, a tapered limb, a torso, a box.
+
+    Attributes:
+        centres: (n, 2) pixels.
+        radii: (n,) pixels.
+        colour: its paint.
+        part: the body part it shows, below `NUM_PARTS`; of no meaning in clutter.
+    """
+
+    centres: np.ndarray
+    radii: np.ndarray
+    colour: Colour
+    part: int = 0
+
+    def paint(self, canvas: np.ndarray, value: Colour | int, line_type: int = cv2.LINE_8) -> None:
+        """Fill the hull on `canvas`, (H, W) or (H, W, 3) uint8, in place."""
+        points = (self.centres[:, None] + self.radii[:, None, None] * CIRCLE).reshape(-1, 2)
+        hull = cv2.convexHull(points.astype(np.float32))
+        cv2.fillConvexPoly(canvas, np.rint(hull * 16).astype(np.int32), value, line_type, shift=4)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A person in the image.
+
+    Attributes:
+        keypoints: (17, 2) pixels.
+        exposed: (17,) bool, False for a nose, eye or ear on the far side of its own head.
+        blobs: its body, from far to near.
+    """
+
+    keypoints: np.ndarray
+    exposed: np.ndarray
+    blobs: list[Blob]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What stands in an image of `height` x `width` pixels, from far to near in each list."""
+
+    height: int
+    width: int
+    behind: list[Blob]
+    figures: list[Figure]
+    in_front: list[Blob]
+
+
+def sample_body(rng: np.random.Generator) -> np.ndarray:
+    """Pose a body by forward kinematics.
+
+    Returns:
+        (24, 3) points as (left, up, front) over stature, the pelvis at the origin.
+    """
+    trunk_bend, stride, *leg_ranges = LEG_POSES[rng.choice(list(LEG_POSES), p=LEG_POSE_CHANCES)]
+    bend, stride_angle = rng.uniform(*trunk_bend), rng.uniform(*stride) * rng.choice([-1, 1])
+    trunk = _rotation(2, rng.normal(0, 6)) @ _rotation(0, bend)
+    head = trunk @ _rotation(1, rng.normal(0, 20)) @ _rotation(0, rng.normal(0, 8) - 0.7 * bend)
+    length = {name: mean * rng.uniform(0.9, 1.1) for name, mean in LENGTHS.items()}
+
+    body = np.zeros((NUM_POINTS, 3))
+    body[NECK] = trunk @ [0, length["torso"], 0]
+    body[SKULL] = body[NECK] + trunk @ [0, NECK_LENGTH, 0]
+    body[: len(FACE_SHAPE)] = body[SKULL] + SKULL_RADIUS * FACE_SHAPE @ head.T
+    body[FACE] = body[SKULL] + SKULL_RADIUS * head @ [0, -0.12, 0.35]
+    for side, sign in enumerate((1, -1)):
+        arm_ranges = ARM_POSES[rng.choice(list(ARM_POSES), p=ARM_POSE_CHANCES)]
+        swing, spread, elbow, elbow_spread = (rng.uniform(*angles) for angles in arm_ranges)
+        swing += rng.uniform(0, 1) * bend - 0.7 * stride_angle * sign
+        forearm = trunk @ _direction(sign, swing + elbow, spread + elbow_spread)
+        body[SHOULDERS[side]] = body[NECK] + trunk @ [sign * length["shoulder"], -0.02, 0]
+        body[ELBOWS[side]] = (
+            body[SHOULDERS[side]] + trunk @ _direction(sign, swing, spread) * length["upper_arm"]
+        )
+        body[WRISTS[side]] = body[ELBOWS[side]] + forearm * length["forearm"]
+        body[HANDS[side]] = body[WRISTS[side]] + forearm * 0.035
+
+        swing, spread, knee = (rng.uniform(*angles) for angles in leg_ranges)
+        swing += stride_angle * sign
+        body[HIPS[side]] = sign * length["hip"], 0, 0
+        body[KNEES[side]] = body[HIPS[side]] + _direction(sign, swing, spread) * length["thigh"]
+        body[ANKLES[side]] = (
+            body[KNEES[side]] + _direction(sign, swing - knee, spread) * length["shin"]
+        )
+        body[TOES[side]] = (
+            body[ANKLES[side]] + _direction(sign, swing - knee + 75, spread + 10) * 0.07
+        )
+    return body
+
+
+def sample_view(rng: np.random.Generator) -> np.ndarray:
+    """Rotation (3, 3) from (left, up, front) of a body to (right, down, to the viewer) of the image."""
+    front, any_side, back = rng.normal(0, 25), rng.uniform(-110, 110), rng.normal(180, 25)
+    upright, upside_down = rng.normal(0, 10), rng.normal(180, 20)
+    lying = rng.normal(90, 15) * rng.choice([-1, 1])
+    yaw = rng.choice([front, any_side, back], p=(0.55, 0.25, 0.2))
+    roll = rng.choice([upright, lying, upside_down], p=(0.76, 0.12, 0.12))
+    pitch = rng.normal(0, 8)
+    return _rotation(2, roll) @ np.diag([1, -1, 1]) @ _rotation(0, pitch) @ _rotation(1, yaw)
+
+
+def dress(rng: np.random.Generator, body: np.ndarray, stature: float) -> Figure:
+    """Give a posed body its girth and colours.
+
+    Args:
+        rng: source of girth and colours.
+        body: (24, 3) pixels: right, down, towards the viewer.
+        stature: in pixels.
+    """
+    girth = stature * rng.uniform(0.9, 1.15)
+    skin = _colour(rng, SKIN, (50, 140), (120, 245))
+    hair = _colour(rng, ANY_HUE, (30, 160), (15, 100))
+    shirt = _colour(rng, GREEN if rng.random() < 0.5 else PURPLE, (20, 200), (60, 240))
+    layers: list[tuple[float, Blob]] = []
+
+    def add(
+        points: Sequence[int], radii: Sequence[float], colour: Colour, part: int, lift: float = 0.02
+    ) -> float:
+        """Add a blob, radii and lift (towards the viewer) over stature; return its depth."""
+        depth = float(body[list(points), 2].mean() + lift * stature)
+        layers.append((depth, Blob(body[list(points), :2], np.array(radii) * girth, colour, part)))
+        return depth
+
+    def add_limb(
+        points: tuple[int, int], radii: tuple[float, float], colour: Colour, part: int, lift: float
+    ) -> None:
+        """Add a limb with a darker spot at both joints."""
+        depth = add(points, radii, colour, part, lift)
+        for point, radius in zip(points, radii, strict=True):
+            spot = Blob(
+                body[[point], :2], np.array([0.55 * radius * girth]), _shade(colour, 0.5), part
+            )
+            layers.append((depth, spot))
+
+    add((*SHOULDERS, *HIPS), (0.035, 0.035, 0.045, 0.045), shirt, TORSO, lift=0)
+    add((NECK, SKULL), (0.03, 0.03), skin, TORSO, lift=0)
+    exposed = np.ones(NUM_KEYPOINTS, bool)
+    skull = add((SKULL,), (SKULL_RADIUS,), hair, HEAD)
+    face = add((FACE,), (0.85 * SKULL_RADIUS,), skin, HEAD)
+    nose = add((NOSE,), (0.018,), _colour(rng, MAGENTA, (200, 255), (180, 255)), HEAD, lift=0.04)
+    exposed[NOSE] = nose > max(skull, face)
+    for side, hue in enumerate((BLUE, ORANGE)):
+        eye = add((EYES[side],), (0.019,), _colour(rng, hue, (220, 255), (60, 130)), HEAD)
+        ear = add(
+            (EARS[side],), (0.027,), _colour(rng, hue, (180, 255), (150, 255)), HEAD, lift=0.05
+        )
+        exposed[EYES[side]], exposed[EARS[side]] = eye > max(skull, face), ear > skull
+
+        shoulder, elbow, wrist, hand = (
+            points[side] for points in (SHOULDERS, ELBOWS, WRISTS, HANDS)
+        )
+        sleeve, lift = _colour(rng, hue, (150, 255), (110, 220)), rng.normal(0.02, 0.02)
+        add_limb((shoulder, elbow), (0.036, 0.029), sleeve, UPPER_ARM[side], lift)
+        add((wrist, hand), (0.018, 0.025), skin, FOREARM[side], lift)
+        add_limb((elbow, wrist), (0.028, 0.021), _shade(sleeve, 1.25), FOREARM[side], lift)
+
+        hip, knee, ankle, toe = (points[side] for points in (HIPS, KNEES, ANKLES, TOES))
+        trouser, lift = _colour(rng, hue, (150, 255), (90, 200)), rng.normal(0.01, 0.01)
+        add_limb((hip, knee), (0.048, 0.036), trouser, THIGH[side], lift)
+        add((ankle, toe), (0.026, 0.018), _shade(trouser, 0.3), SHIN[side], lift)
+        add_limb((knee, ankle), (0.034, 0.025), _shade(trouser, 1.25), SHIN[side], lift)
+
+    blobs = [blob for _, blob in sorted(layers, key=lambda layer: layer[0])]
+    return Figure(body[:NUM_KEYPOINTS, :2], exposed, blobs)
+
+
+def sample_figure(
+    rng: np.random.Generator, image_wh: np.ndarray, size: float, boxes: list[np.ndarray]
+) -> Figure | None:
+    """Sample a person and a place for it, mostly inside the image and mostly clear of others.
+
+    Args:
+        rng: source of everything.
+        image_wh: (2,) width and height of the image, pixels.
+        size: longer side of the whole figure over the image height.
+        boxes: (4,) x0 y0 x1 y1 of the people already placed; the new one is appended.
+
+    Returns:
+        The figure, or None where no such place was found.
+    """
+    body = sample_body(rng) @ sample_view(rng).T
+    low = np.minimum(body[:, :2].min(axis=0), body[SKULL, :2] - SKULL_RADIUS) - 0.02
+    high = np.maximum(body[:, :2].max(axis=0), body[SKULL, :2] + SKULL_RADIUS) + 0.02
+    stature = min(size * image_wh[1] / (high - low).max(), (0.97 * image_wh / (high - low)).min())
+    extent = (high - low) * stature
+    overhang = extent * (0.45 if rng.random() < 0.25 else 0)  # beyond the border
+    max_overlap = 0.6 if rng.random() < 0.35 else 0.1
+    for _ in range(12):
+        corner = rng.uniform(-overhang, image_wh - extent + overhang)
+        box = np.concatenate([corner, corner + extent])
+        if all(_overlap(box, other) <= max_overlap for other in boxes):
+            boxes.append(box)
+            body[:, :2] += corner / stature - low
+            return dress(rng, body * stature, stature)
+    return None
+
+
+def sample_clutter(rng: np.random.Generator, image_wh: np.ndarray, size: Range) -> list[Blob]:
+    """Sample one thing that is not a person: a ball, box, stick, limb or head without a face.
+
+    Args:
+        rng: source of everything.
+        image_wh: (2,) width and height of the image, pixels.
+        size: range of its length over the image's longer side.
+    """
+    length = rng.uniform(*size) * image_wh.max()
+    turn = _rotation(2, rng.uniform(0, 360))[:2, :2]
+    place = rng.uniform(0, image_wh)
+    colour = _colour(rng, ANY_HUE, (0, 255), (30, 255))
+    kind = rng.choice(["ball", "box", "stick", "limb", "head"])
+    if kind == "ball":
+        return [Blob(place[None], np.array([length / 3]), colour)]
+    if kind == "box":
+        corners = (
+            np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * length * rng.uniform(0.15, 0.5, 2)
+        )
+        return [Blob(place + corners @ turn, np.full(4, 1.0), colour)]
+    if kind == "stick":
+        ends = np.array([(-0.5, 0), (0.5, 0)]) * length
+        return [Blob(place + ends @ turn, np.full(2, length * rng.uniform(0.02, 0.06)), colour)]
+    if kind == "limb":
+        colour = _colour(rng, BLUE if rng.random() < 0.5 else ORANGE, (150, 255), (90, 230))
+        joints = (
+            place + np.array([(-0.5, 0), (0, rng.uniform(-0.4, 0.4)), (0.5, 0)]) * length @ turn
+        )
+        upper = Blob(joints[:2], length * np.array([0.11, 0.09]), colour)
+        lower = Blob(joints[1:], length * np.array([0.09, 0.07]), _shade(colour, 1.25))
+        return [upper, lower, Blob(joints[1:2], np.array([length * 0.05]), _shade(colour, 0.5))]
+    skull, face = np.array([length / 4]), place + [[0.05 * length, 0]] @ turn
+    skin = _colour(rng, SKIN, (50, 140), (120, 245))
+    return [Blob(place[None], skull, _shade(colour, 0.4)), Blob(face, 0.8 * skull, skin)]
+
+
+def sample_scene(rng: np.random.Generator, image_size: int) -> Scene:
+    """Sample the people and things of an image whose longer side has `image_size` pixels."""
+    aspect_ratio = rng.choice(ASPECT_RATIOS)
+    image_wh = np.rint(image_size * np.array([min(1, aspect_ratio), min(1, 1 / aspect_ratio)]))
+    num_people = int(rng.integers(1, MAX_PEOPLE + 1))
+    smallest, largest = SIZE_RANGE
+    sizes = rng.uniform(smallest, largest / max(1, num_people / 2) ** 0.5, num_people)
+    boxes: list[np.ndarray] = []
+    placed = [sample_figure(rng, image_wh, size, boxes) for size in sorted(sizes, reverse=True)]
+    figures = [figure for figure in reversed(placed) if figure is not None]  # small ones are far
+    if rng.random() < 0.3:
+        rng.shuffle(figures)  # type: ignore[arg-type]
+    behind = [sample_clutter(rng, image_wh, (0.1, 0.6)) for _ in range(rng.integers(3, 11))]
+    in_front = [sample_clutter(rng, image_wh, (0.05, 0.3)) for _ in range(rng.integers(0, 3))]
+    width, height = image_wh.astype(int).tolist()
+    return Scene(height, width, sum(behind, []), figures, sum(in_front, []))
+
+
+def paint_labels(scene: Scene) -> np.ndarray:
+    """Label map (H, W) uint8: 1 + `NUM_PARTS` * figure + part, `CLUTTER` in front of people, or 0."""
+    labels = np.zeros((scene.height, scene.width), np.uint8)
+    for index, figure in enumerate(scene.figures):
+        for blob in figure.blobs:
+            blob.paint(labels, 1 + NUM_PARTS * index + blob.part)
+    for blob in scene.in_front:
+        blob.paint(labels, CLUTTER)
+    return labels
+
+
+def paint_picture(rng: np.random.Generator, scene: Scene) -> np.ndarray:
+    """Picture (H, W, 3) uint8, BGR, on a textured background and with noise."""
+    shape = (scene.height, scene.width)
+    canvas = np.full((*shape, 3), rng.uniform(40, 215), np.float32)
+    for cells, strength in ((2, 40), (7, 20), (int(rng.integers(20, 90)), rng.uniform(2, 20))):
+        texture = rng.normal(0, strength, (cells, cells, 3)).astype(np.float32)
+        grey = texture.mean(axis=2, keepdims=True)
+        texture = grey * 1.5 + (texture - grey) * 0.5
+        canvas += cv2.resize(texture, shape[::-1], interpolation=cv2.INTER_LINEAR)
+    if rng.random() < 0.3:  # stripes
+        wave = rng.uniform(0.05, 0.5, 2) * rng.choice([-1, 1], 2)
+        phase = np.arange(shape[1]) * wave[0] + np.arange(shape[0])[:, None] * wave[1]
+        canvas += rng.uniform(5, 25) * np.sign(np.sin(phase))[..., None].astype(np.float32)
+    picture = canvas.clip(0, 255).astype(np.uint8)
+    figures = itertools.chain.from_iterable(figure.blobs for figure in scene.figures)
+    for blob in (*scene.behind, *figures, *scene.in_front):
+        blob.paint(picture, blob.colour, cv2.LINE_AA)
+    noise = rng.integers(0, rng.integers(2, 17), picture.shape, dtype=np.uint8)
+    return cv2.subtract(cv2.add(picture, noise), noise[::-1, ::-1].copy())
+
+
+def visibility(scene: Scene, labels: np.ndarray) -> np.ndarray:
+    """COCO's v of every keypoint, (N, 17): 0 outside the image, 1 covered by anything, 2 seen."""
+    flags = np.zeros((len(scene.figures), NUM_KEYPOINTS), int)
+    for index, figure in enumerate(scene.figures):
+        inside = (figure.keypoints >= 0) & (figure.keypoints <= (scene.width - 1, scene.height - 1))
+        for k in np.flatnonzero(inside.all(axis=1)):
+            x, y = np.rint(figure.keypoints[k]).astype(int)
+            part = int(labels[y, x]) - 1 - NUM_PARTS * index
+            flags[index, k] = 2 if figure.exposed[k] and part in CARRIERS[k] else 1
+    return flags
+
+
+def annotate(scene: Scene, labels: np.ndarray) -> list[dict[str, Any]]:
+    """COCO annotations of a scene's figures, without ids."""
+    annotations = []
+    for index, (figure, flags) in enumerate(
+        zip(scene.figures, visibility(scene, labels), strict=True)
+    ):
+        first = 1 + NUM_PARTS * index
+        mask = ((labels >= first) & (labels < first + NUM_PARTS)).view(np.uint8)
+        keypoints = np.column_stack([figure.keypoints.round(2), flags]) * (flags > 0)[:, None]
+        annotations.append(
+            {
+                "category_id": 1,
+                "iscrowd": 0,
+                "area": cv2.countNonZero(mask),
+                "bbox": list(cv2.boundingRect(mask)),
+                "num_keypoints": int((flags > 0).sum()),
+                "keypoints": keypoints.ravel().tolist(),
+            }
+        )
+    return annotations
+
+
+def make_image(
+    seed: int, split: str, index: int, image_size: int = IMAGE_SIZE
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Make one image of a split.
+
+    Returns:
+        The picture, (H, W, 3) uint8 BGR, and its COCO annotations without ids.
+    """
+    rng = np.random.default_rng([seed, list(SPLITS).index(split), index])
+    scene = sample_scene(rng, image_size)
+    while True:
+        labels = paint_labels(scene)
+        clear = (visibility(scene, labels) == 2).sum(axis=1) >= MIN_VISIBLE_KEYPOINTS
+        if clear.all() and scene.figures:
+            return paint_picture(rng, scene), annotate(scene, labels)
+        figures = list(itertools.compress(scene.figures, clear))
+        scene = replace(scene, figures=figures) if figures else sample_scene(rng, image_size)
+
+
+def build_synthetic_people(
+    root: str | os.PathLike[str],
+    split: str,
+    num_images: int | None = None,
+    image_size: int = IMAGE_SIZE,
+    seed: int = 0,
+    num_workers: int | None = None,
+) -> Path:
+    """Write a split as a COCO folder, unless the very same is there already.
+
+    The images are `<root>/synthetic_people/<split>/*.jpg`. They are made in a folder beside it, and the json is put in
+    place last, so a json that exists describes a whole set. Processes that ask at the same time wait for the first.
+
+    Args:
+        root: folder of data sets, made where missing.
+        split: "train" or "val".
+        num_images: None for the split's default.
+        image_size: longer side in pixels.
+        seed: other seeds give other images; the splits of a seed never share one.
+        num_workers: processes; None for one per processor. It does not change the images.
+
+    Returns:
+        `<root>/synthetic_people/annotations/person_keypoints_<split>.json`.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    info = {
+        "description": "synthetic people",
+        "version": GENERATOR_VERSION,
+        "num_images": SPLITS[split] if num_images is None else num_images,
+        "image_size": image_size,
+        "seed": seed,
+    }
+    folder = Path(root) / "synthetic_people"
+    json_file = folder / "annotations" / f"person_keypoints_{split}.json"
+    with file_lock(str(json_file)):
+        if not (json_file.exists() and json.loads(json_file.read_text())["info"] == info):
+            _write_split(folder, split, json_file, info, num_workers or os.cpu_count() or 1)
+    return json_file
+
+
+def _write_split(
+    folder: Path, split: str, json_file: Path, info: dict[str, Any], num_workers: int
+) -> None:
+    partial_images, partial_json = folder / f".{split}.partial", json_file.with_suffix(".partial")
+    shutil.rmtree(partial_images, ignore_errors=True)
+    partial_images.mkdir(parents=True)
+    make = partial(_write_image, partial_images, info["seed"], split, info["image_size"])
+    with tqdm(
+        total=info["num_images"], desc=f"synthetic people, {split}", unit="image"
+    ) as progress:
+        images, annotations = [], []
+        for image, image_annotations in _map(make, info["num_images"], num_workers):
+            images.append(image)
+            for annotation in image_annotations:
+                annotations.append(
+                    {"id": len(annotations) + 1, "image_id": image["id"], **annotation}
+                )
+            progress.update()
+    category = {"id": 1, "name": "person", "supercategory": "person"}
+    category |= {"keypoints": KEYPOINT_NAMES, "skeleton": [[i + 1, j + 1] for i, j in SKELETON]}
+    partial_json.write_text(
+        json.dumps(
+            {"info": info, "images": images, "annotations": annotations, "categories": [category]}
+        )
+    )
+    json_file.unlink(missing_ok=True)
+    shutil.rmtree(folder / split, ignore_errors=True)
+    partial_images.replace(folder / split)
+    partial_json.replace(json_file)
+    logger.info("Wrote %d images, %d people: %s", len(images), len(annotations), json_file)
+
+
+def _map(function: Any, count: int, num_workers: int) -> Iterator[Any]:
+    if num_workers == 1:
+        yield from map(function, range(count))
+        return
+    executor = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"))
+    try:
+        yield from executor.map(function, range(count), chunksize=16)
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _write_image(
+    folder: Path, seed: int, split: str, image_size: int, index: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Write image `index` of a split; return its COCO image record and annotations."""
+    picture, annotations = make_image(seed, split, index, image_size)
+    name = f"{index:06d}.jpg"
+    quality = (cv2.IMWRITE_JPEG_QUALITY, 92, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, JPEG_444)
+    if not cv2.imwrite(str(folder / name), picture, quality):
+        raise OSError(f"could not write {folder / name}")
+    height, width = picture.shape[:2]
+    return {"id": index + 1, "file_name": name, "height": height, "width": width}, annotations
+
+
+def _colour(rng: np.random.Generator, hue: Range, saturation: Range, value: Range) -> Colour:
+    hsv = [[[rng.uniform(*hue), rng.uniform(*saturation), rng.uniform(*value)]]]
+    blue, green, red = cv2.cvtColor(np.array(hsv, np.uint8), cv2.COLOR_HSV2BGR)[0, 0].tolist()
+    return blue, green, red
+
+
+def _shade(colour: Colour, factor: float) -> Colour:
+    blue, green, red = (min(255, int(channel * factor)) for channel in colour)
+    return blue, green, red
+
+
+def _direction(sign: int, swing: float, spread: float) -> np.ndarray:
+    """Unit vector (left, up, front) of a limb; `sign` 1 is left, -1 right; angles in degrees."""
+    swing, spread = np.deg2rad(swing), np.deg2rad(spread)
+    forward = np.cos(spread) * np.array([0, -np.cos(swing), np.sin(swing)])
+    return np.array([sign * np.sin(spread), 0, 0]) + forward
+
+
+def _rotation(axis: int, degrees: float) -> np.ndarray:
+    """Rotation matrix (3, 3) about a coordinate axis."""
+    return cv2.Rodrigues(np.deg2rad(degrees) * np.eye(3)[axis])[0]
+
+
+def _overlap(box: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over the smaller area of two boxes (x0, y0, x1, y1)."""
+    sides = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
+    areas = [np.prod(b[2:] - b[:2]) for b in (box, other)]
+    return float(np.prod(sides.clip(min=0)) / min(areas))
+
+
+def draw_keypoints(picture: np.ndarray, annotations: list[dict[str, Any]]) -> np.ndarray:
+    """Draw keypoints, full where v = 2 and hollow where v = 1, twice as large; left blue, right orange."""
+    sheet = cv2.resize(picture, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
+    for annotation in annotations:
+        keypoints = np.array(annotation["keypoints"]).reshape(-1, 3)
+        points = np.rint(keypoints[:, :2] * 2 + 0.5).astype(int).tolist()
+        for i, j in SKELETON:
+            if keypoints[i, 2] and keypoints[j, 2]:
+                cv2.line(sheet, points[i], points[j], (255, 255, 255), 1, cv2.LINE_AA)
+        for k, (point, v) in enumerate(zip(points, keypoints[:, 2], strict=True)):
+            colour = (255, 0, 255) if k == NOSE else ((255, 120, 0), (0, 140, 255))[(k + 1) % 2]
+            if v:
+                cv2.circle(sheet, point, 4, colour, -1 if v == 2 else 1, cv2.LINE_AA)
+        x, y, w, h = (2 * side for side in annotation["bbox"])
+        cv2.rectangle(sheet, (x, y), (x + w - 1, y + h - 1), (0, 255, 0), 1)
+    return sheet
+
+
+def write_preview(json_file: Path, output: Path, columns: int = 4, rows: int = 4) -> None:
+    """Write a sheet of the first images of a set with their keypoints and boxes."""
+    coco = json.loads(json_file.read_text())
+    size = 2 * coco["info"]["image_size"]
+    sheet = np.zeros((rows * size, columns * size, 3), np.uint8)
+    for tile, image in enumerate(coco["images"][: rows * columns]):
+        picture = cv2.imread(
+            str(json_file.parents[1] / json_file.stem.split("_")[-1] / image["file_name"])
+        )
+        drawn = draw_keypoints(
+            picture, [a for a in coco["annotations"] if a["image_id"] == image["id"]]
+        )
+        y, x = tile // columns * size, tile % columns * size
+        sheet[y : y + drawn.shape[0], x : x + drawn.shape[1]] = drawn
+    cv2.imwrite(str(output), sheet)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Build a split from the command line, and a preview of it."""
+    parser = argparse.ArgumentParser(description="Make a set of synthetic people.")
+    parser.add_argument("--output", type=Path, required=True, help="folder of data sets")
+    parser.add_argument("--split", choices=list(SPLITS), default="train")
+    parser.add_argument("--num-images", type=int, help="default: 4000 for train, 300 for val")
+    parser.add_argument("--image-size", type=int, default=IMAGE_SIZE, help="longer side, pixels")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num-workers", type=int, help="processes; default: one per processor")
+    parser.add_argument(
+        "--preview", type=Path, help="picture to write: first images, keypoints drawn"
+    )
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    json_file = build_synthetic_people(
+        args.output, args.split, args.num_images, args.image_size, args.seed, args.num_workers
+    )
+    if args.preview:
+        write_preview(json_file, args.preview)
+
+
+if __name__ == "__main__":
+    main()

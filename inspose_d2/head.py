@@ -1,0 +1,139 @@
+"""Predictions at every location of every level: person or not, and KP-Net parameters (sec. 3.1)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import Conv2d, get_norm
+from torch import Tensor, nn
+
+from .candidates import Candidates
+
+
+def conv_tower(in_channels: int, channels: int, num_convs: int, norm: str) -> nn.Sequential:
+    """Stack 3x3 convolutions, each with norm and ReLU.
+
+    Args:
+        in_channels: channels of the input.
+        channels: channels of each convolution.
+        num_convs: how many; 0 passes the input through.
+        norm: name for ``detectron2.layers.get_norm``; "" for none.
+
+    Returns:
+        The tower.
+    """
+    return nn.Sequential(
+        *(
+            Conv2d(
+                in_channels if i == 0 else channels,
+                channels,
+                kernel_size=3,
+                padding=1,
+                bias=not norm,
+                norm=get_norm(norm, channels),
+                activation=F.relu,
+            )
+            for i in range(num_convs)
+        )
+    )
+
+
+def init_as_retinanet(module: nn.Module) -> None:
+    """Draw convolution weights from N(0, 0.01) and zero the biases (sec. 4, Lin et al. 2017b)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, std=0.01)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def prior_bias(probability: float) -> float:
+    """Logit of a probability: the bias that makes an untrained output predict it."""
+    return -math.log((1 - probability) / probability)
+
+
+class InsPoseHead(nn.Module):
+    """Classification head and parameter head, their weights shared over the levels (fig. 3).
+
+    Only a few hundred of some 20,000 locations ever need their KP-Net parameters. So ``forward``
+    stops at the features that :meth:`predict_params` reads at chosen locations.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_convs: int,
+        conv_dim: int,
+        norm: str,
+        num_params: int,
+        prior_prob: float,
+    ) -> None:
+        """Build both towers.
+
+        Args:
+            in_channels: channels of every level.
+            num_convs: depth of each tower.
+            conv_dim: width of each tower.
+            norm: norm of the towers.
+            num_params: P, parameters of a KP-Net.
+            prior_prob: person probability of an untrained location.
+        """
+        super().__init__()
+        self.cls_subnet = conv_tower(in_channels, conv_dim, num_convs, norm)
+        self.cls_score = nn.Conv2d(conv_dim, 1, 3, padding=1)
+        self.params_subnet = conv_tower(in_channels, conv_dim, num_convs, norm)
+        self.params_pred = nn.Conv2d(conv_dim, num_params, 3, padding=1)
+        init_as_retinanet(self)
+        nn.init.constant_(self.cls_score.bias, prior_bias(prior_prob))  # type: ignore[arg-type]
+
+    def forward(self, features: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Predict persons and prepare the parameters.
+
+        Args:
+            features: (B, C, H_l, W_l) per level.
+
+        Returns:
+            (B, L) person logits, L over all levels, row by row, and per level the
+            (B, conv_dim, H_l, W_l) input of :meth:`predict_params`.
+        """
+        logits = [self.cls_score(self.cls_subnet(x)).flatten(1) for x in features]
+        return torch.cat(logits, dim=1), [self.params_subnet(x) for x in features]
+
+    def predict_params(self, params_features: list[Tensor], candidates: Candidates) -> Tensor:
+        """Apply the last convolution of the parameter head at N locations only.
+
+        Args:
+            params_features: from :meth:`forward`.
+            candidates: the locations, counted as in the logits.
+
+        Returns:
+            (N, P) KP-Net parameters.
+        """
+        cells = torch.cat([F.pad(x, (1, 1, 1, 1)).flatten(2) for x in params_features], dim=2)
+        neighbours = _neighbours([x.shape[2:] for x in params_features], cells.device)
+        patches = cells[candidates.image[:, None], :, neighbours[candidates.index]]  # (N, 9, C)
+        weight = self.params_pred.weight.permute(2, 3, 1, 0).flatten(0, 2)
+        return torch.addmm(self.params_pred.bias, patches.flatten(1), weight)
+
+
+def _neighbours(sizes: list[torch.Size], device: torch.device) -> Tensor:
+    """Find the 3x3 neighbourhood of each location in the row of all padded levels.
+
+    Args:
+        sizes: (H_l, W_l) of each level, without padding.
+        device: where to put the result.
+
+    Returns:
+        (L, 9) indices, row by row.
+    """
+    neighbours, start = [], 0
+    step = torch.arange(3, device=device)
+    for height, width in sizes:
+        pitch = width + 2
+        rows, columns = (torch.arange(n, device=device) for n in (height, width))
+        corners = start + rows[:, None] * pitch + columns  # top left of each neighbourhood
+        window = step[:, None] * pitch + step
+        neighbours.append(corners.flatten()[:, None] + window.flatten())
+        start += (height + 2) * pitch
+    return torch.cat(neighbours)

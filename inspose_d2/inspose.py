@@ -1,0 +1,348 @@
+"""InsPose: the whole way from images to poses or losses, one line per stage (fig. 3)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import move_device_like
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import ImageList, Instances
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from .branches import DiskOffsetBranch, HeatmapBranch, KeypointFeatureBranch
+from .candidates import candidates_at, select_by_score
+from .geometry import Locations, map_size
+from .head import InsPoseHead
+from .keypoint_codec import decode_keypoints
+from .kp_net import KPNet
+from .losses import classification_loss, disk_offset_loss, heatmap_loss, keypoint_loss
+from .postprocess import select_poses
+from .target_generator import TargetGenerator
+
+
+@dataclass
+class Predictions:
+    """What the network says of B images with L locations each; H, W at the maps' stride."""
+
+    person_logits: Tensor  # (B, L)
+    params_features: list[Tensor]  # per level, the input of InsPoseHead.predict_params
+    keypoint_features: Tensor  # (B, C, H, W), shared input of the KP-Nets
+    disk_offsets: Tensor | None  # (B, 2K, H, W) in cells; None without the branch
+
+
+@META_ARCH_REGISTRY.register()
+class InsPose(nn.Module):
+    """Single-stage multi-person pose estimation with instance-aware dynamic networks."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        head: InsPoseHead,
+        kp_net: KPNet,
+        keypoint_branch: KeypointFeatureBranch,
+        disk_offset_branch: DiskOffsetBranch | None,
+        heatmap_branch: HeatmapBranch | None,
+        target_generator: TargetGenerator,
+        in_features: list[str],
+        map_feature: str,
+        focal_loss_alpha: float,
+        focal_loss_gamma: float,
+        loss_weights: dict[str, float],
+        score_threshold: float,
+        topk_candidates: int,
+        nms_threshold: float,
+        keypoint_rescore: bool,
+        max_poses: int,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+    ) -> None:
+        """Join the built parts.
+
+        Args:
+            backbone: makes the pyramid.
+            head: person logits and KP-Net parameters of each location.
+            kp_net: runs the KP-Nets.
+            keypoint_branch: shared input of the KP-Nets.
+            disk_offset_branch: None decodes the centres of the cells (Table 1, first row).
+            heatmap_branch: auxiliary task; None trains without.
+            target_generator: makes the targets in training.
+            in_features: pyramid levels of the head, finest first.
+            map_feature: pyramid level of the three branches.
+            focal_loss_alpha: see :func:`classification_loss`.
+            focal_loss_gamma: the same.
+            loss_weights: weight of each loss key.
+            score_threshold: lowest person probability of a candidate.
+            topk_candidates: most candidates of an image.
+            nms_threshold: see :func:`select_poses`, IoU.
+            keypoint_rescore: multiply the score of a pose by its mean keypoint score.
+            max_poses: most poses of an image.
+            pixel_mean: per channel, in the order of ``INPUT.FORMAT``.
+            pixel_std: per channel.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.kp_net = kp_net
+        self.keypoint_branch = keypoint_branch
+        self.disk_offset_branch = disk_offset_branch
+        self.heatmap_branch = heatmap_branch
+        self.target_generator = target_generator
+        self.in_features = in_features
+        self.map_feature = map_feature
+        self.focal_loss_alpha = focal_loss_alpha
+        self.focal_loss_gamma = focal_loss_gamma
+        self.loss_weights = loss_weights
+        self.score_threshold = score_threshold
+        self.topk_candidates = topk_candidates
+        self.nms_threshold = nms_threshold
+        self.keypoint_rescore = keypoint_rescore
+        self.max_poses = max_poses
+        shapes = backbone.output_shape()
+        self.strides = [shapes[name].stride for name in in_features]
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Build the parts that the config describes; nothing else in this file reads it."""
+        node = cfg.MODEL.INSPOSE
+        k = node.NUM_KEYPOINTS
+        backbone = build_backbone(cfg)
+        shapes = backbone.output_shape()
+        map_feature = shapes[node.KEYPOINT_BRANCH.IN_FEATURE]
+        kp_net = KPNet(
+            stride=map_feature.stride,
+            feature_channels=node.KEYPOINT_BRANCH.OUT_CHANNELS,
+            channels=node.KP_NET.CHANNELS,
+            num_layers=node.KP_NET.NUM_LAYERS,
+            num_keypoints=k,
+        )
+
+        def branch_args(branch: CfgNode, out_channels: int) -> dict[str, Any]:
+            return {
+                "in_channels": map_feature.channels,
+                "num_convs": branch.NUM_CONVS,
+                "conv_dim": branch.CONV_DIM,
+                "norm": node.NORM,
+                "out_channels": out_channels,
+            }
+
+        return {
+            "backbone": backbone,
+            "head": InsPoseHead(
+                in_channels=shapes[node.IN_FEATURES[0]].channels,
+                num_convs=node.NUM_CONVS,
+                conv_dim=node.CONV_DIM,
+                norm=node.NORM,
+                num_params=kp_net.num_params,
+                prior_prob=node.PRIOR_PROB,
+            ),
+            "kp_net": kp_net,
+            "keypoint_branch": KeypointFeatureBranch(
+                **branch_args(node.KEYPOINT_BRANCH, node.KEYPOINT_BRANCH.OUT_CHANNELS)
+            ),
+            "disk_offset_branch": DiskOffsetBranch(**branch_args(node.DISK_OFFSET, 2 * k))
+            if node.DISK_OFFSET.ENABLED
+            else None,
+            "heatmap_branch": HeatmapBranch(**branch_args(node.HEATMAP, k))
+            if node.HEATMAP.ENABLED
+            else None,
+            "target_generator": TargetGenerator(
+                num_keypoints=k,
+                map_stride=map_feature.stride,
+                center_sampling_radius=node.CENTER_SAMPLING_RADIUS,
+                sizes_of_interest=node.SIZES_OF_INTEREST,
+                ignore_unlabeled=node.UNLABELED_PERSONS == "ignore",
+                disk_radius=node.DISK_OFFSET.RADIUS,
+                heatmap_min_overlap=node.HEATMAP.MIN_OVERLAP,
+            ),
+            "in_features": node.IN_FEATURES,
+            "map_feature": node.KEYPOINT_BRANCH.IN_FEATURE,
+            "focal_loss_alpha": node.FOCAL_LOSS_ALPHA,
+            "focal_loss_gamma": node.FOCAL_LOSS_GAMMA,
+            "loss_weights": {f"loss_{key.lower()}": w for key, w in node.LOSS_WEIGHT.items()},
+            "score_threshold": node.SCORE_THRESH_TEST,
+            "topk_candidates": node.TOPK_CANDIDATES_TEST,
+            "nms_threshold": node.NMS_THRESH_TEST,
+            "keypoint_rescore": node.KEYPOINT_RESCORE_TEST,
+            "max_poses": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model, which images are moved to."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Compute losses in training, poses in evaluation.
+
+        Args:
+            batched_inputs: as Detectron2's ``DatasetMapper`` makes them. Per image: "image",
+                (C, H, W) in the order of ``INPUT.FORMAT``; in training "instances" with
+                gt_keypoints and gt_boxes; in evaluation, optionally, "height" and "width" that
+                the poses are to be scaled to.
+
+        Returns:
+            Training: dict of the losses of eq. 5. Evaluation: per image {"instances":
+            ``Instances`` with pred_boxes, scores, pred_classes and pred_keypoints (N, K, 3):
+            x, y in pixels of the asked size and the keypoint's score in [0, 1]}.
+        """
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        pyramid = [features[name] for name in self.in_features]
+        map_feature = features[self.map_feature]
+        locations = Locations.of(pyramid, self.strides)
+
+        person_logits, params_features = self.head(pyramid)
+        predictions = Predictions(
+            person_logits,
+            params_features,
+            self.keypoint_branch(map_feature),
+            self.disk_offset_branch(map_feature) if self.disk_offset_branch else None,
+        )
+        if self.training:
+            heatmap_logits = self.heatmap_branch(map_feature) if self.heatmap_branch else None
+            instances = [x["instances"].to(self.device) for x in batched_inputs]
+            return self.losses(predictions, heatmap_logits, locations, instances)
+
+        poses = self.inference(predictions, locations, images.image_sizes)
+        return [
+            {"instances": detector_postprocess(x, y.get("height", size[0]), y.get("width", size[1]))}
+            for x, y, size in zip(poses, batched_inputs, images.image_sizes, strict=True)
+        ]
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Normalize the images and pad them to one size."""
+        images = [move_device_like(x["image"], self.pixel_mean) for x in batched_inputs]
+        images = [(x - self.pixel_mean) / self.pixel_std for x in images]
+        return ImageList.from_tensors(
+            images,
+            self.backbone.size_divisibility,
+            padding_constraints=self.backbone.padding_constraints,
+        )
+
+    def losses(
+        self,
+        predictions: Predictions,
+        heatmap_logits: Tensor | None,
+        locations: Locations,
+        instances: list[Instances],
+    ) -> dict[str, Tensor]:
+        """Compare predictions with annotations (eq. 5).
+
+        Args:
+            predictions: of the network.
+            heatmap_logits: (B, K, H, W); None without the branch.
+            locations: of the padded images.
+            instances: gt_keypoints and gt_boxes per image.
+
+        Returns:
+            The terms of eq. 5, weighted. A branch that does not exist has none. All are
+            finite and reach every parameter, with no person in the batch too.
+        """
+        features = predictions.keypoint_features
+        targets = self.target_generator(instances, locations, features.shape[2:])
+        positives = targets.positives
+        params = self.head.predict_params(predictions.params_features, positives)
+        num_positive, num_pairs, num_offsets, num_labelled = _average_over_workers(
+            [positives.image.numel(), targets.labelled.sum(), targets.disk_mask.sum() * 2]
+            + [targets.num_labelled],
+            self.device,
+        )
+        get_event_storage().put_scalar("num_positive_locations", num_positive.item())
+
+        losses = {}
+        losses["loss_cls"] = (
+            classification_loss(
+                predictions.person_logits,
+                targets.labels,
+                alpha=self.focal_loss_alpha,
+                gamma=self.focal_loss_gamma,
+            )
+            / num_positive
+        )
+        losses["loss_keypoint"] = torch.zeros_like(num_pairs)
+        for image, own in enumerate(positives.slices(len(instances))):
+            maps = self.kp_net.maps(
+                params[own], positives.points[own], positives.strides[own], features[image]
+            )
+            losses["loss_keypoint"] = (
+                losses["loss_keypoint"]
+                + keypoint_loss(maps, targets.cells[own], targets.labelled[own]) / num_pairs
+            )
+        if predictions.disk_offsets is not None:
+            losses["loss_disk_offset"] = (
+                disk_offset_loss(predictions.disk_offsets, targets.disk_offsets, targets.disk_mask)
+                / num_offsets
+            )
+        if heatmap_logits is not None:
+            losses["loss_heatmap"] = heatmap_loss(heatmap_logits, targets.heatmaps) / num_labelled
+        return {name: self.loss_weights[name] * loss for name, loss in losses.items()}
+
+    def inference(
+        self, predictions: Predictions, locations: Locations, image_sizes: list[tuple[int, int]]
+    ) -> list[Instances]:
+        """Turn predictions into poses (sec. 3.4).
+
+        Args:
+            predictions: of the network.
+            locations: of the padded images.
+            image_sizes: (H, W) of each image without padding, pixels.
+
+        Returns:
+            Per image ``Instances`` in pixels of the network input.
+        """
+        scores = predictions.person_logits.float().sigmoid()
+        chosen = select_by_score(scores, self.score_threshold, self.topk_candidates)
+        candidates = candidates_at(locations, chosen)
+        scores = scores[candidates.image, candidates.index]
+        params = self.head.predict_params(predictions.params_features, candidates)
+        poses = []
+        for image, own in enumerate(candidates.slices(len(image_sizes))):
+            height, width = map_size(image_sizes[image], self.kp_net.stride)
+            cells, keypoint_scores = self.kp_net.peaks(
+                params[own],
+                candidates.points[own],
+                candidates.strides[own],
+                predictions.keypoint_features[image, :, :height, :width],
+            )
+            keypoints = decode_keypoints(
+                cells,
+                keypoint_scores,
+                None
+                if predictions.disk_offsets is None
+                else predictions.disk_offsets[image, :, :height, :width],
+                stride=self.kp_net.stride,
+                map_width=width,
+                image_size=image_sizes[image],
+            )
+            pose_scores = scores[own]
+            if self.keypoint_rescore:
+                pose_scores = pose_scores * keypoint_scores.mean(dim=1)
+            poses.append(
+                select_poses(
+                    keypoints,
+                    pose_scores,
+                    image_sizes[image],
+                    nms_threshold=self.nms_threshold,
+                    max_poses=self.max_poses,
+                )
+            )
+        return poses
+
+
+def _average_over_workers(counts: list[int | Tensor], device: torch.device) -> Tensor:
+    """Average counts over all workers, each at least 1: the normalisers of the losses."""
+    average = torch.stack([torch.as_tensor(x, device=device) for x in counts]).float()
+    if comm.get_world_size() > 1:
+        torch.distributed.all_reduce(average)
+        average /= comm.get_world_size()
+    return average.clamp(min=1)

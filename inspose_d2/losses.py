@@ -1,0 +1,69 @@
+"""The four terms of the loss (eq. 5), each as a sum; the caller divides by its normaliser."""
+
+import torch.nn.functional as F
+from fvcore.nn import sigmoid_focal_loss
+from torch import Tensor
+
+
+def classification_loss(logits: Tensor, targets: Tensor, *, alpha: float, gamma: float) -> Tensor:
+    """Sigmoid focal loss over all locations that count (sec. 3.4; Lin et al. 2017b).
+
+    Args:
+        logits: (...) person logits.
+        targets: (...) 1 person, 0 background, -1 left out.
+        alpha: weight of the persons against the background, in [0, 1].
+        gamma: focusing exponent.
+
+    Returns:
+        Scalar sum.
+    """
+    counted = targets >= 0
+    return sigmoid_focal_loss(
+        logits[counted].float(), targets[counted].float(), alpha, gamma, reduction="sum"
+    )
+
+
+def keypoint_loss(maps: Tensor, cells: Tensor, labelled: Tensor) -> Tensor:
+    """Softmax cross-entropy over the cells of each labelled keypoint's map (eq. 4).
+
+    Args:
+        maps: (N, K, H, W) logits.
+        cells: (N, K) int64 target cell, row * W + column.
+        labelled: (N, K) bool.
+
+    Returns:
+        Scalar sum.
+    """
+    return F.cross_entropy(maps.flatten(2)[labelled].float(), cells[labelled], reduction="sum")
+
+
+def disk_offset_loss(offsets: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """L1 inside the disks (sec. 3.3).
+
+    Args:
+        offsets: (B, 2K, H, W) predictions in cells, x0, y0, x1, ...
+        targets: (B, 2K, H, W).
+        mask: (B, K, H, W) bool, cells in a disk.
+
+    Returns:
+        Scalar sum.
+    """
+    mask = mask.repeat_interleave(2, dim=1)
+    return F.l1_loss(offsets[mask].float(), targets[mask], reduction="sum")
+
+
+def heatmap_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Penalty-reduced focal loss of CornerNet, alpha 2, beta 4 (sec. 3.4; Law and Deng 2018).
+
+    Args:
+        logits: (...) heatmap logits.
+        targets: (...) Gaussians in [0, 1], 1 at the keypoints.
+
+    Returns:
+        Scalar sum.
+    """
+    logits = logits.float()
+    score = logits.sigmoid()
+    at_keypoint = -F.logsigmoid(logits) * (1 - score).square()
+    elsewhere = -F.logsigmoid(-logits) * score.square() * (1 - targets).pow(4)
+    return at_keypoint.where(targets == 1, elsewhere).sum()

@@ -1,0 +1,43 @@
+"""From decoded poses to ``Instances`` (end of sec. 3.4)."""
+
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+from torchvision.ops import nms
+
+from .geometry import enclosing_boxes
+
+
+def select_poses(
+    keypoints: Tensor,
+    scores: Tensor,
+    image_size: tuple[int, int],
+    *,
+    nms_threshold: float,
+    max_poses: int,
+) -> Instances:
+    """Suppress double poses by the boxes around their keypoints and keep the best.
+
+    The boxes reach half a pixel beyond the outermost keypoints. So poses that lie in a line have
+    an IoU too, and ``detector_postprocess`` does not drop them as empty (ours).
+
+    Args:
+        keypoints: (N, K, 3) x, y in pixels, score.
+        scores: (N,) pose scores.
+        image_size: (H, W) of the image.
+        nms_threshold: IoU above which the lower score goes.
+        max_poses: how many stay.
+
+    Returns:
+        Instances with pred_boxes, scores, pred_classes (0) and pred_keypoints, best first.
+    """
+    boxes = enclosing_boxes(keypoints, torch.ones_like(keypoints[..., 0], dtype=torch.bool))
+    boxes = boxes + boxes.new_tensor([-0.5, -0.5, 0.5, 0.5])
+    keep = nms(boxes, scores, nms_threshold)[:max_poses]
+    return Instances(
+        image_size,
+        pred_boxes=Boxes(boxes[keep]),
+        scores=scores[keep],
+        pred_classes=torch.zeros_like(keep),
+        pred_keypoints=keypoints[keep],
+    )

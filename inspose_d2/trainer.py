@@ -1,0 +1,64 @@
+"""Detectron2's default trainer with what InsPose needs: its mapper, its evaluator, CPU workers."""
+
+import os
+import weakref
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_train_loader
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.evaluation import COCOEvaluator
+from detectron2.utils import comm
+
+from .data.dataset_mapper import InsPoseDatasetMapper
+
+
+class Trainer(DefaultTrainer):
+    """``DefaultTrainer`` that trains InsPose and evaluates its keypoints."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """Build everything that training needs.
+
+        ``DefaultTrainer.__init__`` gives DistributedDataParallel a device number, which it refuses
+        for a model on the CPU; otherwise this is the same.
+
+        Args:
+            cfg: the whole config.
+        """
+        TrainerBase.__init__(self)
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+
+        on_cpu = model.device.type == "cpu"
+        device_ids = {"device_ids": None} if on_cpu else {}
+        model = create_ddp_model(model, broadcast_buffers=False, **device_ids)
+        trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = trainer(model, data_loader, optimizer)
+
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = DetectionCheckpointer(
+            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """Load training data through :class:`InsPoseDatasetMapper`."""
+        return build_detection_train_loader(cfg, mapper=InsPoseDatasetMapper(cfg, is_train=True))
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
+        """Evaluate keypoints only: the boxes around them are no detected boxes."""
+        return COCOEvaluator(
+            dataset_name,
+            tasks=("keypoints",),
+            output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"),
+            kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+        )

@@ -1,0 +1,71 @@
+#!/usr/bin/env python
+"""Train or evaluate InsPose: ``python train_net.py --config-file configs/InsPose_R50_3x.yaml``."""
+
+import argparse
+import logging
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.utils import comm
+
+from inspose_d2 import add_inspose_config
+from inspose_d2.trainer import Trainer
+
+logger = logging.getLogger("detectron2")
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Make the config from the command line and set up logging and the output folder."""
+    cfg = get_cfg()
+    add_inspose_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def main(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Run one worker: evaluate with ``--eval-only``, else train."""
+    cfg = setup(args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+            cfg.MODEL.WEIGHTS, resume=args.resume
+        )
+        return Trainer.test(cfg, model)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+def main_under_torchrun(args: argparse.Namespace) -> None:
+    """Run one worker that torchrun has started: the world is described by the environment."""
+    on_gpu = torch.cuda.is_available()
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+    if on_gpu:
+        torch.cuda.set_device(comm.get_local_rank())
+    main(args)
+
+
+if __name__ == "__main__":
+    args = default_argument_parser().parse_args()
+    if dist.is_torchelastic_launched():
+        main_under_torchrun(args)
+    else:
+        launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
