@@ -4,6 +4,7 @@ import os
 import weakref
 from typing import Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_train_loader
@@ -11,6 +12,7 @@ from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, Trainer
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
+from torch import nn
 
 from .data.dataset_mapper import InsPoseDatasetMapper
 
@@ -47,6 +49,13 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Build the model; on the CPU in channels-last layout, which oneDNN convolves faster."""
+        model = super().build_model(cfg)
+        on_cpu = model.device.type == "cpu"
+        return model.to(memory_format=torch.channels_last) if on_cpu else model
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:

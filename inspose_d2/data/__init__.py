@@ -1,7 +1,7 @@
-"""Data sets of the project, registered with Detectron2 when this package is imported.
+"""Data sets of the project, registered with Detectron2 when `inspose_d2` is imported.
 
-`synthetic_people_train` and `synthetic_people_val` are built the first time they are asked for, below the folder
-`$INSPOSE_D2_CACHE`, by default `datasets`, and are then an ordinary COCO folder.
+`synthetic_people_train` and `synthetic_people_val` are built the first time they are asked for, in
+the folder `$INSPOSE_D2_CACHE` (by default `datasets`): from then on an ordinary COCO folder.
 """
 
 import os
@@ -20,8 +20,8 @@ __all__ = ["register_synthetic_people"]
 class _SyntheticPeopleHandler(PathHandler):
     """Builds a split when Detectron2's `PathManager` is asked for its json.
 
-    So everything that reads the metadata's `json_file` in Detectron2's way finds it, whatever comes first: a data
-    loader or a `COCOEvaluator`.
+    So whatever reads the metadata's `json_file` in Detectron2's way finds it, be it a
+    `COCOEvaluator` that is made before any data loader.
     """
 
     def __init__(self, root: str, split: str, json_file: str) -> None:
@@ -31,7 +31,7 @@ class _SyntheticPeopleHandler(PathHandler):
         return [self.json_file]
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:  # noqa: ARG002
-        # Imported late, so that `python -m inspose_d2.data.synthetic` does not find itself imported already.
+        # Late, or `python -m inspose_d2.data.synthetic` would warn that it is imported already.
         from inspose_d2.data.synthetic import build_synthetic_people
 
         return str(build_synthetic_people(self.root, self.split))
@@ -65,6 +65,3 @@ def register_synthetic_people(root: str | None = None) -> None:
             evaluator_type="coco",
             **_get_builtin_metadata("coco_person"),
         )
-
-
-register_synthetic_people()

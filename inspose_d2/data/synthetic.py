@@ -1,24 +1,25 @@
 """Synthetic people: images of articulated figures with the 17 COCO keypoints, made from a seed.
 
-A figure is posed in three dimensions by forward kinematics, projected, and painted from far to near as `Blob`s
-(convex hulls of a few discs): once in colour, once into a label map from which visibility, area and box are
-read. Left limbs are blue, right limbs orange, in many shades.
+A figure is posed in three dimensions by forward kinematics, projected, and painted from far to
+near as `Blob`s (convex hulls of a few discs): once in colour, once into a label map from which
+visibility, area and box are read. Left limbs are blue, right limbs orange, in many shades.
 
-Coordinates are pixel indices, as in COCO's json and in `cv2`: the centre of the first pixel is (0, 0).
-Image i of a split is a function of (seed, split, i, image size) alone. Needs numpy and OpenCV, not Detectron2.
+Coordinates are pixel indices, as in COCO's json and in `cv2`: the first pixel's centre is (0, 0).
+Image i of a split is a function of (seed, split, i, image size) alone. Nothing here needs
+Detectron2, and the file runs as a script: so it uses several processors.
 """
 
 import argparse
 import itertools
 import json
 import logging
-import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,48 +50,33 @@ SKELETON = (
 
 # Points of a body, (left, right) where there are two. The first 17 are the keypoints.
 NOSE, EYES, EARS, SHOULDERS, ELBOWS, WRISTS = 0, (1, 2), (3, 4), (5, 6), (7, 8), (9, 10)
-HIPS, KNEES, ANKLES, HANDS, TOES, SKULL, FACE, NECK = (
-    (11, 12),
-    (13, 14),
-    (15, 16),
-    (17, 18),
-    (19, 20),
-    21,
-    22,
-    23,
-)
+HIPS, KNEES, ANKLES = (11, 12), (13, 14), (15, 16)
+HANDS, TOES, SKULL, FACE, NECK = (17, 18), (19, 20), 21, 22, 23
 NUM_KEYPOINTS, NUM_POINTS = 17, 24
 
 # Parts of a body in the label map, and for every keypoint the parts on which it is seen.
 HEAD, TORSO, UPPER_ARM, FOREARM, THIGH, SHIN = 0, 1, (2, 3), (4, 5), (6, 7), (8, 9)
 NUM_PARTS = 10
 CARRIERS = (
-    *[(HEAD, HEAD)] * 5,
-    *((TORSO, UPPER_ARM[side]) for side in (0, 1)),
-    *((UPPER_ARM[side], FOREARM[side]) for side in (0, 1)),
-    *((FOREARM[side], FOREARM[side]) for side in (0, 1)),
-    *((TORSO, THIGH[side]) for side in (0, 1)),
-    *((THIGH[side], SHIN[side]) for side in (0, 1)),
-    *((SHIN[side], SHIN[side]) for side in (0, 1)),
+    *[(HEAD,)] * 5,
+    *zip((TORSO, TORSO), UPPER_ARM, strict=True),
+    *zip(UPPER_ARM, FOREARM, strict=True),
+    *zip(FOREARM, strict=True),
+    *zip((TORSO, TORSO), THIGH, strict=True),
+    *zip(THIGH, SHIN, strict=True),
+    *zip(SHIN, strict=True),
 )
 CLUTTER = 255  # label of what stands in front of people; 0 is the background
 
 # Lengths over stature; a figure's own differ by up to 10 %.
-LENGTHS = {
-    "torso": 0.28,
-    "shoulder": 0.115,
-    "hip": 0.07,
-    "upper_arm": 0.17,
-    "forearm": 0.15,
-    "thigh": 0.23,
-    "shin": 0.23,
-}
+LENGTHS = {"torso": 0.28, "shoulder": 0.115, "hip": 0.07}
+LENGTHS |= {"upper_arm": 0.17, "forearm": 0.15, "thigh": 0.23, "shin": 0.23}
 NECK_LENGTH, SKULL_RADIUS = 0.1, 0.08
-FACE_SHAPE = np.array(
-    [[0, -0.15, 1], [0.42, 0.2, 0.85], [-0.42, 0.2, 0.85], [1, 0, 0], [-1, 0, 0]]
-)  # over the radius
+FACE_SHAPE = np.array(  # nose, eyes, ears: (left, up, front) over the radius of the skull
+    [(0, -0.15, 1), (0.42, 0.2, 0.85), (-0.42, 0.2, 0.85), (1, 0, 0), (-1, 0, 0)]
+)
 
-# Degrees, uniform in (low, high). Swing raises a limb forward from hanging down, spread raises it sideways.
+# Degrees, uniform in (low, high). Swing raises a hanging limb forward, spread raises it sideways.
 LEG_POSES = {  # trunk bend, stride (fore and aft), swing, spread, knee
     "stand": ((-5, 10), (0, 5), (-3, 8), (2, 12), (0, 12)),
     "walk": ((0, 15), (15, 38), (-3, 5), (0, 6), (5, 40)),
@@ -110,17 +96,14 @@ ARM_POSES = {  # swing, spread, elbow (swing of the forearm), spread of the fore
 ARM_POSE_CHANCES = (0.35, 0.15, 0.2, 0.15, 0.15)
 
 # Hues as OpenCV counts them, 0..179. Blue is left, orange is right.
-BLUE, ORANGE, SKIN, GREEN, PURPLE, MAGENTA = (
-    (100, 118),
-    (8, 18),
-    (5, 15),
-    (40, 85),
-    (130, 160),
-    (148, 152),
+BLUE, ORANGE, SKIN = (100, 118), (8, 18), (5, 15)
+GREEN, PURPLE, MAGENTA, ANY_HUE = (40, 85), (130, 160), (148, 152), (0, 179)
+
+JPEG_QUALITY = (  # colour at full resolution: a nose has few pixels
+    *(cv2.IMWRITE_JPEG_QUALITY, 92),
+    *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
 )
-ANY_HUE = (0, 179)
-JPEG_444 = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444  # colour at full resolution: a nose is a few pixels
-CIRCLE = np.array([(np.cos(t), np.sin(t)) for t in np.linspace(0, 2 * np.pi, 20, endpoint=False)])
+CIRCLE = np.array([(np.cos(t), np.sin(t)) for t in np.arange(20) * np.pi / 10])
 
 Colour = tuple[int, int, int]  # BGR, 0..255
 Range = tuple[float, float]
@@ -142,11 +125,15 @@ class Blob:
     colour: Colour
     part: int = 0
 
+    @cached_property
+    def polygon(self) -> np.ndarray:
+        """Its outline, (M, 1, 2) int32, in sixteenths of a pixel."""
+        points = (self.centres[:, None] + self.radii[:, None, None] * CIRCLE).reshape(-1, 2)
+        return np.rint(16 * cv2.convexHull(points.astype(np.float32))).astype(np.int32)
+
     def paint(self, canvas: np.ndarray, value: Colour | int, line_type: int = cv2.LINE_8) -> None:
         """Fill the hull on `canvas`, (H, W) or (H, W, 3) uint8, in place."""
-        points = (self.centres[:, None] + self.radii[:, None, None] * CIRCLE).reshape(-1, 2)
-        hull = cv2.convexHull(points.astype(np.float32))
-        cv2.fillConvexPoly(canvas, np.rint(hull * 16).astype(np.int32), value, line_type, shift=4)
+        cv2.fillConvexPoly(canvas, self.polygon, value, line_type, shift=4)
 
 
 @dataclass(frozen=True)
@@ -170,8 +157,8 @@ class Scene:
 
     height: int
     width: int
-    behind: list[Blob]
     figures: list[Figure]
+    behind: list[Blob]
     in_front: list[Blob]
 
 
@@ -198,27 +185,28 @@ def sample_body(rng: np.random.Generator) -> np.ndarray:
         swing += rng.uniform(0, 1) * bend - 0.7 * stride_angle * sign
         forearm = trunk @ _direction(sign, swing + elbow, spread + elbow_spread)
         body[SHOULDERS[side]] = body[NECK] + trunk @ [sign * length["shoulder"], -0.02, 0]
-        body[ELBOWS[side]] = (
-            body[SHOULDERS[side]] + trunk @ _direction(sign, swing, spread) * length["upper_arm"]
-        )
+        upper_arm = trunk @ _direction(sign, swing, spread)
+        body[ELBOWS[side]] = body[SHOULDERS[side]] + upper_arm * length["upper_arm"]
         body[WRISTS[side]] = body[ELBOWS[side]] + forearm * length["forearm"]
         body[HANDS[side]] = body[WRISTS[side]] + forearm * 0.035
 
         swing, spread, knee = (rng.uniform(*angles) for angles in leg_ranges)
         swing += stride_angle * sign
         body[HIPS[side]] = sign * length["hip"], 0, 0
-        body[KNEES[side]] = body[HIPS[side]] + _direction(sign, swing, spread) * length["thigh"]
-        body[ANKLES[side]] = (
-            body[KNEES[side]] + _direction(sign, swing - knee, spread) * length["shin"]
-        )
-        body[TOES[side]] = (
-            body[ANKLES[side]] + _direction(sign, swing - knee + 75, spread + 10) * 0.07
-        )
+        thigh, shin = _direction(sign, swing, spread), _direction(sign, swing - knee, spread)
+        foot = _direction(sign, swing - knee + 75, spread + 10)
+        body[KNEES[side]] = body[HIPS[side]] + thigh * length["thigh"]
+        body[ANKLES[side]] = body[KNEES[side]] + shin * length["shin"]
+        body[TOES[side]] = body[ANKLES[side]] + foot * 0.07
     return body
 
 
 def sample_view(rng: np.random.Generator) -> np.ndarray:
-    """Rotation (3, 3) from (left, up, front) of a body to (right, down, to the viewer) of the image."""
+    """Sample how a body is seen.
+
+    Returns:
+        Rotation (3, 3) from its (left, up, front) to the image's (right, down, towards the viewer).
+    """
     front, any_side, back = rng.normal(0, 25), rng.uniform(-110, 110), rng.normal(180, 25)
     upright, upside_down = rng.normal(0, 10), rng.normal(180, 20)
     lying = rng.normal(90, 15) * rng.choice([-1, 1])
@@ -243,51 +231,47 @@ def dress(rng: np.random.Generator, body: np.ndarray, stature: float) -> Figure:
     layers: list[tuple[float, Blob]] = []
 
     def add(
-        points: Sequence[int], radii: Sequence[float], colour: Colour, part: int, lift: float = 0.02
+        points: Sequence[int],
+        radii: Sequence[float],
+        colour: Colour,
+        part: int,
+        lift: float = 0.02,
+        joints: bool = False,
     ) -> float:
         """Add a blob, radii and lift (towards the viewer) over stature; return its depth."""
         depth = float(body[list(points), 2].mean() + lift * stature)
-        layers.append((depth, Blob(body[list(points), :2], np.array(radii) * girth, colour, part)))
+        discs = body[list(points), :2], np.array(radii) * girth
+        layers.append((depth, Blob(*discs, colour, part)))
+        if joints:  # a darker spot at both ends
+            for centre, radius in zip(*discs, strict=True):
+                spot = Blob(centre[None], 0.55 * radius[None], _shade(colour, 0.5), part)
+                layers.append((depth, spot))
         return depth
-
-    def add_limb(
-        points: tuple[int, int], radii: tuple[float, float], colour: Colour, part: int, lift: float
-    ) -> None:
-        """Add a limb with a darker spot at both joints."""
-        depth = add(points, radii, colour, part, lift)
-        for point, radius in zip(points, radii, strict=True):
-            spot = Blob(
-                body[[point], :2], np.array([0.55 * radius * girth]), _shade(colour, 0.5), part
-            )
-            layers.append((depth, spot))
 
     add((*SHOULDERS, *HIPS), (0.035, 0.035, 0.045, 0.045), shirt, TORSO, lift=0)
     add((NECK, SKULL), (0.03, 0.03), skin, TORSO, lift=0)
-    exposed = np.ones(NUM_KEYPOINTS, bool)
     skull = add((SKULL,), (SKULL_RADIUS,), hair, HEAD)
     face = add((FACE,), (0.85 * SKULL_RADIUS,), skin, HEAD)
-    nose = add((NOSE,), (0.018,), _colour(rng, MAGENTA, (200, 255), (180, 255)), HEAD, lift=0.04)
-    exposed[NOSE] = nose > max(skull, face)
+    magenta = _colour(rng, MAGENTA, (200, 255), (180, 255))
+    exposed = np.ones(NUM_KEYPOINTS, bool)
+    exposed[NOSE] = add((NOSE,), (0.018,), magenta, HEAD, lift=0.04) > max(skull, face)
     for side, hue in enumerate((BLUE, ORANGE)):
-        eye = add((EYES[side],), (0.019,), _colour(rng, hue, (220, 255), (60, 130)), HEAD)
-        ear = add(
-            (EARS[side],), (0.027,), _colour(rng, hue, (180, 255), (150, 255)), HEAD, lift=0.05
-        )
-        exposed[EYES[side]], exposed[EARS[side]] = eye > max(skull, face), ear > skull
+        dark = _colour(rng, hue, (220, 255), (60, 130))
+        bright = _colour(rng, hue, (180, 255), (150, 255))
+        exposed[EYES[side]] = add((EYES[side],), (0.019,), dark, HEAD) > max(skull, face)
+        exposed[EARS[side]] = add((EARS[side],), (0.027,), bright, HEAD, lift=0.05) > skull
 
-        shoulder, elbow, wrist, hand = (
-            points[side] for points in (SHOULDERS, ELBOWS, WRISTS, HANDS)
-        )
         sleeve, lift = _colour(rng, hue, (150, 255), (110, 220)), rng.normal(0.02, 0.02)
-        add_limb((shoulder, elbow), (0.036, 0.029), sleeve, UPPER_ARM[side], lift)
-        add((wrist, hand), (0.018, 0.025), skin, FOREARM[side], lift)
-        add_limb((elbow, wrist), (0.028, 0.021), _shade(sleeve, 1.25), FOREARM[side], lift)
+        upper, lower = (SHOULDERS[side], ELBOWS[side]), (ELBOWS[side], WRISTS[side])
+        add(upper, (0.036, 0.029), sleeve, UPPER_ARM[side], lift, joints=True)
+        add((WRISTS[side], HANDS[side]), (0.018, 0.025), skin, FOREARM[side], lift)
+        add(lower, (0.028, 0.021), _shade(sleeve, 1.25), FOREARM[side], lift, joints=True)
 
-        hip, knee, ankle, toe = (points[side] for points in (HIPS, KNEES, ANKLES, TOES))
         trouser, lift = _colour(rng, hue, (150, 255), (90, 200)), rng.normal(0.01, 0.01)
-        add_limb((hip, knee), (0.048, 0.036), trouser, THIGH[side], lift)
-        add((ankle, toe), (0.026, 0.018), _shade(trouser, 0.3), SHIN[side], lift)
-        add_limb((knee, ankle), (0.034, 0.025), _shade(trouser, 1.25), SHIN[side], lift)
+        upper, lower = (HIPS[side], KNEES[side]), (KNEES[side], ANKLES[side])
+        add(upper, (0.048, 0.036), trouser, THIGH[side], lift, joints=True)
+        add((ANKLES[side], TOES[side]), (0.026, 0.018), _shade(trouser, 0.3), SHIN[side], lift)
+        add(lower, (0.034, 0.025), _shade(trouser, 1.25), SHIN[side], lift, joints=True)
 
     blobs = [blob for _, blob in sorted(layers, key=lambda layer: layer[0])]
     return Figure(body[:NUM_KEYPOINTS, :2], exposed, blobs)
@@ -371,15 +355,20 @@ def sample_scene(rng: np.random.Generator, image_size: int) -> Scene:
     placed = [sample_figure(rng, image_wh, size, boxes) for size in sorted(sizes, reverse=True)]
     figures = [figure for figure in reversed(placed) if figure is not None]  # small ones are far
     if rng.random() < 0.3:
-        rng.shuffle(figures)  # type: ignore[arg-type]
+        figures = [figures[i] for i in rng.permutation(len(figures))]
     behind = [sample_clutter(rng, image_wh, (0.1, 0.6)) for _ in range(rng.integers(3, 11))]
     in_front = [sample_clutter(rng, image_wh, (0.05, 0.3)) for _ in range(rng.integers(0, 3))]
     width, height = image_wh.astype(int).tolist()
-    return Scene(height, width, sum(behind, []), figures, sum(in_front, []))
+    things = (list(itertools.chain.from_iterable(blobs)) for blobs in (behind, in_front))
+    return Scene(height, width, figures, *things)
 
 
 def paint_labels(scene: Scene) -> np.ndarray:
-    """Label map (H, W) uint8: 1 + `NUM_PARTS` * figure + part, `CLUTTER` in front of people, or 0."""
+    """Paint who is where.
+
+    Returns:
+        (H, W) uint8: 1 + `NUM_PARTS` * figure + part, `CLUTTER` in front of people, else 0.
+    """
     labels = np.zeros((scene.height, scene.width), np.uint8)
     for index, figure in enumerate(scene.figures):
         for blob in figure.blobs:
@@ -391,23 +380,30 @@ def paint_labels(scene: Scene) -> np.ndarray:
 
 def paint_picture(rng: np.random.Generator, scene: Scene) -> np.ndarray:
     """Picture (H, W, 3) uint8, BGR, on a textured background and with noise."""
-    shape = (scene.height, scene.width)
-    canvas = np.full((*shape, 3), rng.uniform(40, 215), np.float32)
-    for cells, strength in ((2, 40), (7, 20), (int(rng.integers(20, 90)), rng.uniform(2, 20))):
-        texture = rng.normal(0, strength, (cells, cells, 3)).astype(np.float32)
-        grey = texture.mean(axis=2, keepdims=True)
-        texture = grey * 1.5 + (texture - grey) * 0.5
-        canvas += cv2.resize(texture, shape[::-1], interpolation=cv2.INTER_LINEAR)
-    if rng.random() < 0.3:  # stripes
-        wave = rng.uniform(0.05, 0.5, 2) * rng.choice([-1, 1], 2)
-        phase = np.arange(shape[1]) * wave[0] + np.arange(shape[0])[:, None] * wave[1]
-        canvas += rng.uniform(5, 25) * np.sign(np.sin(phase))[..., None].astype(np.float32)
-    picture = canvas.clip(0, 255).astype(np.uint8)
-    figures = itertools.chain.from_iterable(figure.blobs for figure in scene.figures)
+    picture = paint_background(rng, scene.height, scene.width)
+    figures = (blob for figure in scene.figures for blob in figure.blobs)
     for blob in (*scene.behind, *figures, *scene.in_front):
         blob.paint(picture, blob.colour, cv2.LINE_AA)
-    noise = rng.integers(0, rng.integers(2, 17), picture.shape, dtype=np.uint8)
-    return cv2.subtract(cv2.add(picture, noise), noise[::-1, ::-1].copy())
+    strength = int(rng.integers(1, 10))
+    noise = rng.integers(0, 2 * strength + 1, picture.shape, dtype=np.uint8)
+    return cv2.subtract(cv2.add(picture, noise), np.full_like(picture, strength))
+
+
+def paint_background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Background (H, W, 3) uint8, BGR: patches of three sizes, sometimes striped."""
+    cells = int(rng.integers(20, 90))
+    texture = np.full((cells, cells, 3), rng.uniform(40, 215), np.float32)
+    for size, strength in ((2, 40), (7, 20), (cells, rng.uniform(2, 20))):
+        patches = rng.normal(0, strength, (size, size, 3)) * 0.5 + rng.normal(
+            0, strength, (size, size, 1)
+        )
+        texture += cv2.resize(patches.astype(np.float32), (cells, cells))
+    background = cv2.resize(texture.clip(0, 255).astype(np.uint8), (width, height))
+    if rng.random() < 0.3:
+        slope, period, shade = rng.uniform(-2, 2), rng.uniform(8, 60), rng.integers(10, 50)
+        stripes = (np.arange(width) + slope * np.arange(height)[:, None]) % period < period / 2
+        background = cv2.subtract(background, cv2.merge([stripes * np.uint8(shade)] * 3))
+    return background
 
 
 def visibility(scene: Scene, labels: np.ndarray) -> np.ndarray:
@@ -473,8 +469,9 @@ def build_synthetic_people(
 ) -> Path:
     """Write a split as a COCO folder, unless the very same is there already.
 
-    The images are `<root>/synthetic_people/<split>/*.jpg`. They are made in a folder beside it, and the json is put in
-    place last, so a json that exists describes a whole set. Processes that ask at the same time wait for the first.
+    The images are `<root>/synthetic_people/<split>/*.jpg`. They are made in a folder beside it, and
+    the json is put in place last: a json that exists describes a whole set. Processes that ask at
+    the same time wait for the first.
 
     Args:
         root: folder of data sets, made where missing.
@@ -507,57 +504,79 @@ def build_synthetic_people(
 def _write_split(
     folder: Path, split: str, json_file: Path, info: dict[str, Any], num_workers: int
 ) -> None:
-    partial_images, partial_json = folder / f".{split}.partial", json_file.with_suffix(".partial")
-    shutil.rmtree(partial_images, ignore_errors=True)
-    partial_images.mkdir(parents=True)
-    make = partial(_write_image, partial_images, info["seed"], split, info["image_size"])
-    with tqdm(
-        total=info["num_images"], desc=f"synthetic people, {split}", unit="image"
-    ) as progress:
-        images, annotations = [], []
-        for image, image_annotations in _map(make, info["num_images"], num_workers):
-            images.append(image)
-            for annotation in image_annotations:
-                annotations.append(
-                    {"id": len(annotations) + 1, "image_id": image["id"], **annotation}
-                )
-            progress.update()
+    partial_folder, partial_json = folder / f".{split}.partial", json_file.with_suffix(".partial")
+    shutil.rmtree(partial_folder, ignore_errors=True)
+    partial_folder.mkdir(parents=True)
     category = {"id": 1, "name": "person", "supercategory": "person"}
     category |= {"keypoints": KEYPOINT_NAMES, "skeleton": [[i + 1, j + 1] for i, j in SKELETON]}
-    partial_json.write_text(
-        json.dumps(
-            {"info": info, "images": images, "annotations": annotations, "categories": [category]}
-        )
-    )
+    coco: dict[str, Any] = {"info": info, "images": [], "annotations": [], "categories": [category]}
+    job = Job(str(partial_folder), split, info["num_images"], info["image_size"], info["seed"])
+    records = job.run() if num_workers == 1 else _run_in_processes(job, num_workers)
+    for image, people in tqdm(records, f"synthetic people, {split}", job.num_images, unit="image"):
+        coco["images"].append(image)
+        for annotation in people:
+            ids = {"id": len(coco["annotations"]) + 1, "image_id": image["id"]}
+            coco["annotations"].append({**ids, **annotation})
+    partial_json.write_text(json.dumps(coco))
     json_file.unlink(missing_ok=True)
     shutil.rmtree(folder / split, ignore_errors=True)
-    partial_images.replace(folder / split)
+    partial_folder.replace(folder / split)
     partial_json.replace(json_file)
-    logger.info("Wrote %d images, %d people: %s", len(images), len(annotations), json_file)
+    logger.info(
+        "Wrote %d images with %d people to %s",
+        len(coco["images"]),
+        len(coco["annotations"]),
+        folder / split,
+    )
 
 
-def _map(function: Any, count: int, num_workers: int) -> Iterator[Any]:
-    if num_workers == 1:
-        yield from map(function, range(count))
-        return
-    executor = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"))
+@dataclass(frozen=True)
+class Job:
+    """Images `first`, `first + step`, ... of a split, to be written to a folder."""
+
+    folder: str
+    split: str
+    num_images: int
+    image_size: int
+    seed: int
+    first: int = 0
+    step: int = 1
+
+    def run(self) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+        """Write the images; yield the COCO record and annotations of each."""
+        for index in range(self.first, self.num_images, self.step):
+            picture, annotations = make_image(self.seed, self.split, index, self.image_size)
+            path = Path(self.folder, f"{index:06d}.jpg")
+            if not cv2.imwrite(str(path), picture, JPEG_QUALITY):
+                raise OSError(f"could not write {path}")
+            height, width = picture.shape[:2]
+            image = {"id": index + 1, "file_name": path.name, "height": height, "width": width}
+            yield image, annotations
+
+
+def _run_in_processes(job: Job, num_workers: int) -> Iterator[Any]:
+    """Run a job in processes that take turns; yield what `Job.run` yields, in the same order.
+
+    Each runs this file and prints a line of json per image. Unlike `multiprocessing` this neither
+    imports the caller's script again (one without a main guard would then wait for our own lock)
+    nor forks a process that has threads.
+    """
+    processes = []
     try:
-        yield from executor.map(function, range(count), chunksize=16)
+        for first in range(num_workers):
+            share = json.dumps(asdict(replace(job, first=first, step=num_workers)))
+            command = [sys.executable, __file__, "--job", share]
+            processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        for index in range(job.num_images):
+            process = processes[index % num_workers]
+            line = process.stdout.readline() if process.stdout else ""
+            if not line:
+                raise RuntimeError(f"a process that makes images ended with code {process.wait()}")
+            yield json.loads(line)
     finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _write_image(
-    folder: Path, seed: int, split: str, image_size: int, index: int
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Write image `index` of a split; return its COCO image record and annotations."""
-    picture, annotations = make_image(seed, split, index, image_size)
-    name = f"{index:06d}.jpg"
-    quality = (cv2.IMWRITE_JPEG_QUALITY, 92, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, JPEG_444)
-    if not cv2.imwrite(str(folder / name), picture, quality):
-        raise OSError(f"could not write {folder / name}")
-    height, width = picture.shape[:2]
-    return {"id": index + 1, "file_name": name, "height": height, "width": width}, annotations
+        for process in processes:
+            process.kill()
+            process.communicate()
 
 
 def _colour(rng: np.random.Generator, hue: Range, saturation: Range, value: Range) -> Colour:
@@ -590,43 +609,46 @@ def _overlap(box: np.ndarray, other: np.ndarray) -> float:
     return float(np.prod(sides.clip(min=0)) / min(areas))
 
 
-def draw_keypoints(picture: np.ndarray, annotations: list[dict[str, Any]]) -> np.ndarray:
-    """Draw keypoints, full where v = 2 and hollow where v = 1, twice as large; left blue, right orange."""
-    sheet = cv2.resize(picture, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)
+def draw_people(picture: np.ndarray, annotations: list[dict[str, Any]]) -> np.ndarray:
+    """Draw boxes and keypoints, filled where v = 2 and hollow where v = 1, at twice the size."""
+    drawing = cv2.resize(picture, None, fx=2, fy=2)
     for annotation in annotations:
         keypoints = np.array(annotation["keypoints"]).reshape(-1, 3)
-        points = np.rint(keypoints[:, :2] * 2 + 0.5).astype(int).tolist()
+        points = np.rint(2 * keypoints[:, :2] + 0.5).astype(int).tolist()
         for i, j in SKELETON:
             if keypoints[i, 2] and keypoints[j, 2]:
-                cv2.line(sheet, points[i], points[j], (255, 255, 255), 1, cv2.LINE_AA)
-        for k, (point, v) in enumerate(zip(points, keypoints[:, 2], strict=True)):
-            colour = (255, 0, 255) if k == NOSE else ((255, 120, 0), (0, 140, 255))[(k + 1) % 2]
+                cv2.line(drawing, points[i], points[j], (255, 255, 255), 1, cv2.LINE_AA)
+        for name, point, v in zip(KEYPOINT_NAMES, points, keypoints[:, 2], strict=True):
+            colour = {"left": (255, 120, 0), "right": (0, 140, 255)}.get(name.split("_")[0])
             if v:
-                cv2.circle(sheet, point, 4, colour, -1 if v == 2 else 1, cv2.LINE_AA)
-        x, y, w, h = (2 * side for side in annotation["bbox"])
-        cv2.rectangle(sheet, (x, y), (x + w - 1, y + h - 1), (0, 255, 0), 1)
-    return sheet
+                cv2.circle(drawing, point, 4, colour or (255, 0, 255), -1 if v == 2 else 1)
+        x, y, width, height = (2 * side for side in annotation["bbox"])
+        cv2.rectangle(drawing, (x, y), (x + width - 1, y + height - 1), (0, 255, 0))
+    return drawing
 
 
-def write_preview(json_file: Path, output: Path, columns: int = 4, rows: int = 4) -> None:
-    """Write a sheet of the first images of a set with their keypoints and boxes."""
+def write_preview(json_file: Path, split: str, output: Path, rows: int = 4) -> None:
+    """Write a sheet of the first `rows` x `rows` images of a set with their people drawn."""
     coco = json.loads(json_file.read_text())
     size = 2 * coco["info"]["image_size"]
-    sheet = np.zeros((rows * size, columns * size, 3), np.uint8)
-    for tile, image in enumerate(coco["images"][: rows * columns]):
-        picture = cv2.imread(
-            str(json_file.parents[1] / json_file.stem.split("_")[-1] / image["file_name"])
-        )
-        drawn = draw_keypoints(
-            picture, [a for a in coco["annotations"] if a["image_id"] == image["id"]]
-        )
-        y, x = tile // columns * size, tile % columns * size
-        sheet[y : y + drawn.shape[0], x : x + drawn.shape[1]] = drawn
-    cv2.imwrite(str(output), sheet)
+    sheet = np.zeros((rows * size, rows * size, 3), np.uint8)
+    for tile, image in enumerate(coco["images"][: rows**2]):
+        picture = cv2.imread(str(json_file.parents[1] / split / image["file_name"]))
+        people = [person for person in coco["annotations"] if person["image_id"] == image["id"]]
+        drawing = draw_people(np.asarray(picture), people)
+        y, x = tile // rows * size, tile % rows * size
+        sheet[y : y + drawing.shape[0], x : x + drawing.shape[1]] = drawing
+    if not cv2.imwrite(str(output), sheet):
+        raise OSError(f"could not write {output}")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Build a split from the command line, and a preview of it."""
+    if sys.argv[1:2] == ["--job"]:  # one of our own processes
+        for record in Job(**json.loads(sys.argv[2])).run():
+            sys.stdout.write(json.dumps(record) + "\n")
+            sys.stdout.flush()
+        return
     parser = argparse.ArgumentParser(description="Make a set of synthetic people.")
     parser.add_argument("--output", type=Path, required=True, help="folder of data sets")
     parser.add_argument("--split", choices=list(SPLITS), default="train")
@@ -634,16 +656,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--image-size", type=int, default=IMAGE_SIZE, help="longer side, pixels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num-workers", type=int, help="processes; default: one per processor")
-    parser.add_argument(
-        "--preview", type=Path, help="picture to write: first images, keypoints drawn"
-    )
-    args = parser.parse_args(arguments)
+    parser.add_argument("--preview", type=Path, help="picture of the first images to write")
+    args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     json_file = build_synthetic_people(
         args.output, args.split, args.num_images, args.image_size, args.seed, args.num_workers
     )
     if args.preview:
-        write_preview(json_file, args.preview)
+        write_preview(json_file, args.split, args.preview)
 
 
 if __name__ == "__main__":

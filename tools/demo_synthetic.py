@@ -1,0 +1,244 @@
+#!/usr/bin/env python
+"""Watch a small InsPose learn: make synthetic people, train, evaluate, draw. ``make demo`` runs it."""
+
+import argparse
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import matplotlib as mpl
+import numpy as np
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
+from detectron2.engine import DefaultPredictor, HookBase
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
+from detectron2.utils.logger import setup_logger
+from tqdm import tqdm
+
+from inspose_d2 import add_inspose_config
+from inspose_d2.trainer import Trainer
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = ROOT / "configs" / "quick" / "synthetic_people.yaml"
+TIMED_STEPS = 24  # of them the second half is timed
+RESERVE = 0.06  # share of the budget kept back for a machine that becomes slower
+NOSE, LEFT, RIGHT = (255, 0, 255), (40, 120, 255), (255, 140, 0)  # RGB, colours of fig. 2
+
+logger = logging.getLogger("inspose_d2.demo")
+
+
+class OutOfTimeError(Exception):
+    """The training time is used up."""
+
+
+class ProgressBar(HookBase):
+    """One line that shows steps, loss and time left; stops training at the deadline."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def before_train(self) -> None:
+        self.start = time.perf_counter()
+        self.bar = tqdm(total=self.trainer.max_iter, desc="training", unit="step", smoothing=0.1)
+
+    def after_step(self) -> None:
+        latest = self.trainer.storage.latest_with_smoothing_hint(20)
+        shown = {"loss": "total_loss", "keypoint": "loss_keypoint", "offset": "loss_disk_offset"}
+        values = {name: f"{latest[key][0]:.2f}" for name, key in shown.items() if key in latest}
+        self.bar.set_postfix(values, refresh=False)
+        self.bar.update()
+        if time.perf_counter() - self.start > self.seconds:
+            raise OutOfTimeError
+
+    def after_train(self) -> None:
+        self.bar.close()
+
+
+class StepTimer(HookBase):
+    """Seconds of every step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def before_step(self) -> None:
+        self.start = time.perf_counter()
+
+    def after_step(self) -> None:
+        self.seconds.append(time.perf_counter() - self.start)
+
+
+class DemoTrainer(Trainer):
+    """The project's trainer with files instead of lines for its metrics."""
+
+    def build_writers(self) -> list[EventWriter]:
+        folder = self.cfg.OUTPUT_DIR
+        return [JSONWriter(os.path.join(folder, "metrics.json")), TensorboardXWriter(folder)]
+
+
+def load_config(output: Path, seed: int) -> CfgNode:
+    """Read the quick config for this machine and this run."""
+    cfg = get_cfg()
+    add_inspose_config(cfg)
+    cfg.merge_from_file(str(CONFIG))
+    cfg.OUTPUT_DIR = str(output)
+    cfg.SEED = seed
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    return cfg
+
+
+def seconds_per_step(cfg: CfgNode) -> float:
+    """Train a throw-away model for a few steps to learn how fast this machine is."""
+    cfg = cfg.clone()
+    cfg.SOLVER.MAX_ITER = TIMED_STEPS
+    cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "timing")
+    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    timer = StepTimer()
+    trainer = Trainer(cfg)
+    trainer._hooks = [timer]
+    trainer.train()
+    return float(np.median(timer.seconds[TIMED_STEPS // 2 :]))
+
+
+def train(cfg: CfgNode, minutes: float) -> None:
+    """Train as many steps as fit into the budget, with the learning rate's whole course."""
+    start = time.perf_counter()
+    step = seconds_per_step(cfg)
+    left = minutes * 60 - (time.perf_counter() - start)
+    cfg.SOLVER.MAX_ITER = max(int(left * (1 - RESERVE) / step), 1)
+    cfg.SOLVER.WARMUP_ITERS = min(cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER // 5)
+    logger.info(
+        f"{step:.2f} s per step of {cfg.SOLVER.IMS_PER_BATCH} images: "
+        f"{cfg.SOLVER.MAX_ITER} steps in {minutes:g} minutes"
+    )
+    seed_all_rng(cfg.SEED)
+    trainer = DemoTrainer(cfg)
+    trainer.register_hooks([ProgressBar(left)])
+    try:
+        trainer.train()
+    except OutOfTimeError:
+        logger.warning(
+            f"The machine became slower: stopped after {trainer.iter + 1} of "
+            f"{trainer.max_iter} steps, with the learning rate still high"
+        )
+        trainer.checkpointer.save("model_final")
+
+
+def draw_pose(image: np.ndarray, keypoints: np.ndarray, drawn: np.ndarray, meta: Metadata) -> None:
+    """Draw a person's skeleton in the colours of the paper's figure 2.
+
+    Args:
+        image: (H, W, 3) RGB uint8; changed.
+        keypoints: (K, 2 or more), x and y first, in pixels.
+        drawn: (K,) bool, the keypoints to draw.
+        meta: names and connections of the keypoints.
+    """
+    names = meta.keypoint_names
+    colors = [LEFT if "left" in n else RIGHT if "right" in n else NOSE for n in names]
+    points = [(int(x), int(y)) for x, y in keypoints[:, :2]]
+    for first, second, _ in meta.keypoint_connection_rules:
+        a, b = names.index(first), names.index(second)
+        if drawn[a] and drawn[b]:
+            color = colors[a] if colors[a] == colors[b] else (255, 255, 255)
+            cv2.line(image, points[a], points[b], color, 2, cv2.LINE_AA)
+    for point, color, is_drawn in zip(points, colors, drawn, strict=True):
+        if is_drawn:
+            cv2.circle(image, point, 4, (255, 255, 255), -1, cv2.LINE_AA)
+            cv2.circle(image, point, 3, color, -1, cv2.LINE_AA)
+
+
+def draw_grid(cfg: CfgNode, path: Path, title: str, num_images: int = 8, zoom: int = 2) -> None:
+    """Draw held-out images, ground truth beside prediction, and the loss curve below.
+
+    Args:
+        cfg: config with the weights to use.
+        path: where the picture goes.
+        title: headline.
+        num_images: how many images.
+        zoom: how much the images are enlarged.
+    """
+    predictor = DefaultPredictor(cfg)
+    meta = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+    records = DatasetCatalog.get(cfg.DATASETS.TEST[0])[:num_images]
+    figure = plt.figure(figsize=(16, 21))
+    grid = figure.add_gridspec(num_images // 2 + 1, 4, hspace=0.12, wspace=0.03)
+    for i, record in enumerate(records):
+        image = cv2.imread(record["file_name"])
+        instances = predictor(image)["instances"].to("cpu")
+        image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
+        truth = image[:, :, ::-1].copy()
+        guess = truth.copy()
+        for person in record["annotations"]:
+            keypoints = np.reshape(person["keypoints"], (-1, 3))
+            draw_pose(truth, keypoints * [zoom, zoom, 1], keypoints[:, 2] > 0, meta)
+        sure = instances[instances.scores > 0.3]
+        for keypoints in sure.pred_keypoints.numpy():
+            draw_pose(guess, keypoints * [zoom, zoom, 1], keypoints[:, 2] > 0.05, meta)
+        for column, (picture, label) in enumerate(((truth, "ground truth"), (guess, "InsPose"))):
+            axes = figure.add_subplot(grid[i // 2, 2 * (i % 2) + column])
+            axes.imshow(picture)
+            axes.set_title(label, fontsize=11)
+            axes.axis("off")
+    _draw_losses(figure.add_subplot(grid[-1, :]), Path(cfg.OUTPUT_DIR) / "metrics.json")
+    figure.suptitle(title, fontsize=16, y=0.91)
+    figure.savefig(path, dpi=70, bbox_inches="tight")
+    plt.close(figure)
+
+
+def _draw_losses(axes: Any, metrics: Path) -> None:
+    """Plot every loss of a metrics file against the step."""
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines = [line for line in lines if "total_loss" in line]
+    for key in sorted(key for key in lines[-1] if "loss" in key):
+        axes.plot([x["iteration"] for x in lines], [x[key] for x in lines], label=key)
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend(ncols=5, loc="upper right")
+
+
+def main() -> None:
+    """Run the demo."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10, help="time for training")
+    parser.add_argument("--output", type=Path, default=ROOT / "output" / "demo")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config changes: KEY VALUE ...")
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "metrics.json").unlink(missing_ok=True)
+
+    setup_logger(name="inspose_d2", abbrev_name="inspose")
+    setup_logger(str(args.output / "log.txt"), name="detectron2").setLevel(logging.WARNING)
+    cfg = load_config(args.output, args.seed)
+    cfg.merge_from_list(args.opts)
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        logger.info(f"{name}: {len(DatasetCatalog.get(name))} images")
+
+    start = time.perf_counter()
+    train(cfg, args.minutes)
+    trained = time.perf_counter() - start
+    cfg.MODEL.WEIGHTS = str(args.output / "model_final.pth")
+    model = DefaultPredictor(cfg).model
+    results = Trainer.test(cfg, model)["keypoints"]
+    num_params = sum(p.numel() for p in model.parameters())
+    headline = (
+        f"InsPose, {num_params / 1e6:.1f} M parameters, trained {trained / 60:.1f} minutes: "
+        f"keypoint AP {results['AP']:.1f} on held-out synthetic people"
+    )
+    draw_grid(cfg, args.output / "demo.png", headline)
+    logger.info(headline)
+    logger.info(f"Picture: {args.output / 'demo.png'}")
+
+
+if __name__ == "__main__":
+    main()
