@@ -1,0 +1,50 @@
+# `make demo` shows InsPose learn, `make test` runs every test.
+# Both install what is missing into .venv first; nothing outside this folder is written.
+PYTHON ?= python3
+RUN := .venv/bin/python
+
+# These would otherwise leave files in the home directory and in /tmp.
+export MPLCONFIGDIR := $(CURDIR)/.venv/cache/matplotlib
+export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/.venv/cache/inductor
+export XDG_CACHE_HOME := $(CURDIR)/.venv/cache
+
+.PHONY: demo demo-short test test-quick test-slow test-gpu check lint format type install clean
+
+demo: install
+	$(RUN) tools/demo_synthetic.py
+
+demo-short: install
+	$(RUN) tools/demo_synthetic.py --minutes 1
+
+test: install  ## quick and slow
+	$(RUN) -m pytest -m "not gpu"
+
+test-quick: install
+	$(RUN) -m pytest -m "not slow and not gpu"
+
+test-slow: install
+	$(RUN) -m pytest -m "slow and not gpu"
+
+test-gpu: install
+	$(RUN) -m pytest -m gpu
+
+check: lint type test-quick
+
+lint: install
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format: install
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+type: install
+	$(RUN) -m mypy
+
+install:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there: apt install python3 python3-venv"; exit 1; }
+	@$(PYTHON) tools/bootstrap.py
+
+clean:
+	rm -rf .venv build inspose_d2.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,31 @@
+"""What InsPose-D2 depends on; constraints.txt has the versions that the tests run with."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="inspose_d2",
+    version="0.1.0",
+    description="InsPose: single-stage multi-person pose estimation, as a Detectron2 project",
+    license="Apache-2.0",
+    package_dir={"": "."},
+    packages=find_packages(include=["inspose_d2*"]),
+    python_requires=">=3.10",
+    # Detectron2 is needed too, but is on no package index: tools/install_detectron2.py.
+    install_requires=[
+        "torch>=2.0",
+        "torchvision>=0.15",
+        "fvcore>=0.1.5",
+        "pycocotools>=2.0.2",
+        "numpy",
+        "opencv-python",
+        "tqdm",
+        "matplotlib",
+        "tensorboard",
+        # Three limits that Detectron2 sets; setuptools 82 dropped pkg_resources, which its
+        # model zoo imports.
+        "iopath>=0.1.7,<0.1.10",
+        "omegaconf>=2.1,<2.4",
+        "setuptools<81",
+    ],
+    extras_require={"dev": ["pytest", "hypothesis", "ruff", "mypy"]},
+)
