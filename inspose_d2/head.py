@@ -113,8 +113,8 @@ class InsPoseHead(nn.Module):
         cells = torch.cat([F.pad(x, (1, 1, 1, 1)).flatten(2) for x in params_features], dim=2)
         neighbours = _neighbours([x.shape[2:] for x in params_features], cells.device)
         patches = cells[candidates.image[:, None], :, neighbours[candidates.index]]  # (N, 9, C)
-        weight = self.params_pred.weight.permute(2, 3, 1, 0).flatten(0, 2)
-        return torch.addmm(self.params_pred.bias, patches.flatten(1), weight)
+        weight = self.params_pred.weight.permute(0, 2, 3, 1).flatten(1)
+        return F.linear(patches.flatten(1), weight, self.params_pred.bias)
 
 
 def _neighbours(sizes: list[torch.Size], device: torch.device) -> Tensor:

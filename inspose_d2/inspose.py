@@ -21,7 +21,7 @@ from .keypoint_codec import decode_keypoints
 from .kp_net import KPNet
 from .losses import classification_loss, disk_offset_loss, heatmap_loss, keypoint_loss
 from .postprocess import select_poses
-from .target_generator import TargetGenerator
+from .target_generator import PERSON, TargetGenerator, Targets
 
 
 @dataclass
@@ -37,6 +37,9 @@ class Predictions:
 @META_ARCH_REGISTRY.register()
 class InsPose(nn.Module):
     """Single-stage multi-person pose estimation with instance-aware dynamic networks."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     @configurable
     def __init__(
@@ -214,10 +217,13 @@ class InsPose(nn.Module):
             return self.losses(predictions, heatmap_logits, locations, instances)
 
         poses = self.inference(predictions, locations, images.image_sizes)
-        return [
-            {"instances": detector_postprocess(x, y.get("height", size[0]), y.get("width", size[1]))}
-            for x, y, size in zip(poses, batched_inputs, images.image_sizes, strict=True)
-        ]
+        results = []
+        for pose, inputs, (height, width) in zip(
+            poses, batched_inputs, images.image_sizes, strict=True
+        ):
+            asked = inputs.get("height", height), inputs.get("width", width)
+            results.append({"instances": detector_postprocess(pose, *asked)})
+        return results
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalize the images and pad them to one size."""
@@ -249,35 +255,32 @@ class InsPose(nn.Module):
             finite and reach every parameter, with no person in the batch too.
         """
         features = predictions.keypoint_features
-        targets = self.target_generator(instances, locations, features.shape[2:])
+        map_shape = (features.shape[2], features.shape[3])
+        targets = self.target_generator(instances, locations, map_shape)
         positives = targets.positives
         params = self.head.predict_params(predictions.params_features, positives)
-        num_positive, num_pairs, num_offsets, num_labelled = _average_over_workers(
-            [positives.image.numel(), targets.labelled.sum(), targets.disk_mask.sum() * 2]
-            + [targets.num_labelled],
-            self.device,
+        num_positives, num_pairs, num_offsets, num_labelled = _average_over_workers(
+            torch.stack(
+                [
+                    (targets.labels == PERSON).sum(),
+                    targets.labelled.sum(),
+                    targets.disk_mask.sum() * 2,
+                    targets.num_labelled,
+                ]
+            )
         )
-        get_event_storage().put_scalar("num_positive_locations", num_positive.item())
+        get_event_storage().put_scalar("num_positives", num_positives.item())
 
-        losses = {}
-        losses["loss_cls"] = (
-            classification_loss(
+        losses = {
+            "loss_cls": classification_loss(
                 predictions.person_logits,
                 targets.labels,
                 alpha=self.focal_loss_alpha,
                 gamma=self.focal_loss_gamma,
             )
-            / num_positive
-        )
-        losses["loss_keypoint"] = torch.zeros_like(num_pairs)
-        for image, own in enumerate(positives.slices(len(instances))):
-            maps = self.kp_net.maps(
-                params[own], positives.points[own], positives.strides[own], features[image]
-            )
-            losses["loss_keypoint"] = (
-                losses["loss_keypoint"]
-                + keypoint_loss(maps, targets.cells[own], targets.labelled[own]) / num_pairs
-            )
+            / num_positives,
+            "loss_keypoint": self._keypoint_loss(params, features, targets) / num_pairs,
+        }
         if predictions.disk_offsets is not None:
             losses["loss_disk_offset"] = (
                 disk_offset_loss(predictions.disk_offsets, targets.disk_offsets, targets.disk_mask)
@@ -286,6 +289,16 @@ class InsPose(nn.Module):
         if heatmap_logits is not None:
             losses["loss_heatmap"] = heatmap_loss(heatmap_logits, targets.heatmaps) / num_labelled
         return {name: self.loss_weights[name] * loss for name, loss in losses.items()}
+
+    def _keypoint_loss(self, params: Tensor, features: Tensor, targets: Targets) -> Tensor:
+        """Run the KP-Nets of the positives image by image and sum up their loss."""
+        positives, losses = targets.positives, []
+        for image, own in enumerate(positives.slices(len(features))):
+            maps = self.kp_net.maps(
+                params[own], positives.points[own], positives.strides[own], features[image]
+            )
+            losses.append(keypoint_loss(maps, targets.cells[own], targets.labelled[own]))
+        return torch.stack(losses).sum()
 
     def inference(
         self, predictions: Predictions, locations: Locations, image_sizes: list[tuple[int, int]]
@@ -305,43 +318,56 @@ class InsPose(nn.Module):
         candidates = candidates_at(locations, chosen)
         scores = scores[candidates.image, candidates.index]
         params = self.head.predict_params(predictions.params_features, candidates)
-        poses = []
-        for image, own in enumerate(candidates.slices(len(image_sizes))):
-            height, width = map_size(image_sizes[image], self.kp_net.stride)
-            cells, keypoint_scores = self.kp_net.peaks(
+        return [
+            self._poses_of_image(
                 params[own],
                 candidates.points[own],
                 candidates.strides[own],
-                predictions.keypoint_features[image, :, :height, :width],
+                scores[own],
+                predictions.keypoint_features[image],
+                None if predictions.disk_offsets is None else predictions.disk_offsets[image],
+                image_sizes[image],
             )
-            keypoints = decode_keypoints(
-                cells,
-                keypoint_scores,
-                None
-                if predictions.disk_offsets is None
-                else predictions.disk_offsets[image, :, :height, :width],
-                stride=self.kp_net.stride,
-                map_width=width,
-                image_size=image_sizes[image],
-            )
-            pose_scores = scores[own]
-            if self.keypoint_rescore:
-                pose_scores = pose_scores * keypoint_scores.mean(dim=1)
-            poses.append(
-                select_poses(
-                    keypoints,
-                    pose_scores,
-                    image_sizes[image],
-                    nms_threshold=self.nms_threshold,
-                    max_poses=self.max_poses,
-                )
-            )
-        return poses
+            for image, own in enumerate(candidates.slices(len(image_sizes)))
+        ]
+
+    def _poses_of_image(
+        self,
+        params: Tensor,
+        points: Tensor,
+        strides: Tensor,
+        scores: Tensor,
+        features: Tensor,
+        disk_offsets: Tensor | None,
+        image_size: tuple[int, int],
+    ) -> Instances:
+        """Run the candidates' KP-Nets over the unpadded part of their image and decode them."""
+        height, width = map_size(image_size, self.kp_net.stride)
+        cells, keypoint_scores = self.kp_net.peaks(
+            params, points, strides, features[:, :height, :width]
+        )
+        keypoints = decode_keypoints(
+            cells,
+            keypoint_scores,
+            None if disk_offsets is None else disk_offsets[:, :height, :width],
+            stride=self.kp_net.stride,
+            map_width=width,
+            image_size=image_size,
+        )
+        if self.keypoint_rescore:
+            scores = scores * keypoint_scores.mean(dim=1)
+        return select_poses(
+            keypoints,
+            scores,
+            image_size,
+            nms_threshold=self.nms_threshold,
+            max_poses=self.max_poses,
+        )
 
 
-def _average_over_workers(counts: list[int | Tensor], device: torch.device) -> Tensor:
+def _average_over_workers(counts: Tensor) -> Tensor:
     """Average counts over all workers, each at least 1: the normalisers of the losses."""
-    average = torch.stack([torch.as_tensor(x, device=device) for x in counts]).float()
+    average = counts.float()
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(average)
         average /= comm.get_world_size()

@@ -1,5 +1,9 @@
 """KP-Nets: one tiny network per person over features that all persons share (sec. 3.2)."""
 
+import itertools
+
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,9 +45,11 @@ class KPNet:
             ValueError: the depth is below 1.
         """
         if num_layers < 1:
-            raise ValueError(f"MODEL.INSPOSE.KP_NET.NUM_LAYERS must be at least 1, got {num_layers}")
+            raise ValueError(
+                f"MODEL.INSPOSE.KP_NET.NUM_LAYERS must be at least 1, got {num_layers}"
+            )
         widths = [feature_channels + 2, *[channels] * (num_layers - 1), num_keypoints]
-        self.layers = list(zip(widths[:-1], widths[1:], strict=True))
+        self.layers = list(itertools.pairwise(widths))
         self.num_params = sum(n_in * n_out + n_out for n_in, n_out in self.layers)
         self.num_keypoints = num_keypoints
         self.stride = stride
@@ -61,12 +67,16 @@ class KPNet:
             ValueError: P is not ``num_params``.
         """
         if params.shape[1] != self.num_params:
-            raise ValueError(f"params: expected {self.num_params} per KP-Net, got {params.shape[1]}")
+            raise ValueError(
+                f"params: expected {self.num_params} per KP-Net, got {params.shape[1]}"
+            )
         sizes = [size for n_in, n_out in self.layers for size in (n_in * n_out, n_out)]
         parts = params.split(sizes, dim=1)
         return [
             (weight.reshape(-1, n_out, n_in), bias)
-            for (n_in, n_out), weight, bias in zip(self.layers, parts[::2], parts[1::2], strict=True)
+            for (n_in, n_out), weight, bias in zip(
+                self.layers, parts[::2], parts[1::2], strict=True
+            )
         ]
 
     def maps_by_grouped_convolution(
@@ -87,9 +97,7 @@ class KPNet:
             x = F.conv2d(x, weight.flatten(0, 1)[..., None, None], bias.flatten(), groups=n)
         return x.reshape(n, self.num_keypoints, height, width)
 
-    def maps(
-        self, params: Tensor, points: Tensor, strides: Tensor, features: Tensor
-    ) -> Tensor:
+    def maps(self, params: Tensor, points: Tensor, strides: Tensor, features: Tensor) -> Tensor:
         """Run N KP-Nets over the features of their image, as matrix products.
 
         Relative coordinates are affine in the cell's position. So the first layer of all N nets
@@ -130,8 +138,8 @@ class KPNet:
             (N, K) int64 cell indices, row * W + column, and (N, K) scores: the softmax
             probability of the map at its peak, in [0, 1].
         """
-        cells = torch.empty(len(params), self.num_keypoints, dtype=torch.int64, device=params.device)
-        scores = torch.empty_like(cells, dtype=torch.float32)
+        scores = features.new_empty(len(params), self.num_keypoints, dtype=torch.float32)
+        cells = torch.empty_like(scores, dtype=torch.int64)
         for start in range(0, len(params), CHUNK):
             chunk = slice(start, start + CHUNK)
             maps = self.maps(params[chunk], points[chunk], strides[chunk], features)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Watch a small InsPose learn: make synthetic people, train, evaluate, draw. ``make demo`` runs it."""
+"""Watch a small InsPose learn: make synthetic people, train, evaluate, draw (``make demo``)."""
 
 import argparse
 import json
@@ -26,7 +26,7 @@ from inspose_d2 import add_inspose_config
 from inspose_d2.trainer import Trainer
 
 mpl.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "quick" / "synthetic_people.yaml"
