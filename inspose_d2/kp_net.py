@@ -2,8 +2,6 @@
 
 import itertools
 
-import itertools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
