@@ -1,0 +1,232 @@
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from inspose_d2.assignment import BACKGROUND, assign_locations, inside_any
+from inspose_d2.geometry import Locations
+
+STRIDES = [8, 16, 32, 64, 128]
+SIZES_OF_INTEREST = [64, 128, 256, 512]
+HEIGHT, WIDTH = 128, 160
+
+
+def pyramid(height: int, width: int, strides: list[int] | None = None) -> Locations:
+    strides = strides or STRIDES
+    features = [torch.empty(1, 0, math.ceil(height / s), math.ceil(width / s)) for s in strides]
+    return Locations.of(features, strides)
+
+
+def assign(locations: Locations, boxes: list[list[float]] | Tensor) -> Tensor:
+    boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    num_levels = int(locations.levels.max()) + 1
+    return assign_locations(
+        locations, boxes, radius=1.5, sizes_of_interest=SIZES_OF_INTEREST[: num_levels - 1]
+    )
+
+
+def positives(
+    locations: Locations, boxes: list[list[float]], person: int = 0
+) -> list[tuple[float, ...]]:
+    """(stride, x, y) of the locations that a person has."""
+    chosen = assign(locations, boxes) == person
+    rows = torch.cat([locations.strides[:, None], locations.points], dim=1)[chosen]
+    return [tuple(row) for row in rows.tolist()]
+
+
+def assign_by_loops(locations: Locations, boxes: list[tuple[float, ...]]) -> list[int]:
+    """The rule of method.md, section 3, one location and one person at a time."""
+    bounds = [-math.inf, *SIZES_OF_INTEREST, math.inf]
+    rows = zip(
+        locations.points.tolist(),
+        locations.strides.tolist(),
+        locations.levels.tolist(),
+        strict=True,
+    )
+    found: list[list[tuple[float, int]]] = [[] for _ in locations.levels]
+    nearest = [(math.inf, math.inf, -1)] * len(boxes)
+    fitted = [False] * len(boxes)
+    for index, ((x, y), stride, level) in enumerate(rows):
+        for person, (x0, y0, x1, y1) in enumerate(boxes):
+            reach = max(x - x0, y - y0, x1 - x, y1 - y)
+            in_range = bounds[level] <= reach <= bounds[level + 1]
+            cx, cy, side = (x0 + x1) / 2, (y0 + y1) / 2, 1.5 * stride
+            in_square = max(x0, cx - side) < x < min(x1, cx + side) and max(
+                y0, cy - side
+            ) < y < min(y1, cy + side)
+            distance = (x - cx) ** 2 + (y - cy) ** 2
+            nearest[person] = min(nearest[person], (not in_range, distance, index))
+            if in_range and in_square:
+                found[index].append(((x1 - x0) * (y1 - y0), person))
+                fitted[person] = True
+    for person, (x0, y0, x1, y1) in enumerate(boxes):
+        if not fitted[person]:
+            found[nearest[person][2]].append(((x1 - x0) * (y1 - y0), person))
+    return [min(persons)[1] if persons else BACKGROUND for persons in found]
+
+
+@st.composite
+def in_image_boxes(draw: st.DrawFn) -> tuple[float, ...]:
+    """Boxes on quarters of a pixel, so float32 is exact; some are points or lines."""
+    x = sorted(draw(st.integers(0, 4 * WIDTH)) / 4 for _ in range(2))
+    y = sorted(draw(st.integers(0, 4 * HEIGHT)) / 4 for _ in range(2))
+    shape = draw(st.sampled_from(["box", "box", "line", "point"]))
+    x1 = x[0] if shape == "point" else x[1]
+    y1 = y[1] if shape == "box" else y[0]
+    return x[0], y[0], x1, y1
+
+
+def test_assignment_equals_authors_on_three_images(
+    golden: Callable[[str], dict[str, Tensor]],
+) -> None:
+    expected, gt = golden("assign"), golden("gt")
+    locations = pyramid(256, 320)
+    for image in range(3):
+        # gt.npz has annotated boxes where no keypoint is labelled (person 5).
+        matched = assign(locations, gt["boxes"][gt["image"] == image])
+        for level in range(5):
+            own = expected[f"image{level}"] == image
+            ours = matched[locations.levels == level]
+            points = locations.points[locations.levels == level]
+            assert points.equal(expected[f"points{level}"])
+            is_person = expected[f"labels{level}"][own] == 0  # mmdet: 0 person, 1 background
+            assert (ours != BACKGROUND).equal(is_person)
+            assert ours[is_person].equal(expected[f"matched_gt{level}"][own][is_person].long())
+
+
+def test_assignment_equals_authors_on_large_image(
+    golden: Callable[[str], dict[str, Tensor]],
+) -> None:
+    expected = golden("assign_800x1216")
+    locations = pyramid(800, 1216)
+    assert locations.levels.equal(expected["level"].long())
+    matched = assign(locations, expected["boxes"])
+    is_person = expected["labels"] == 0
+    assert (matched != BACKGROUND).equal(is_person)
+    assert matched[is_person].equal(expected["matched_gt"][is_person].long())
+    # golden/README.md: positives per level.
+    assert locations.levels[is_person].bincount().tolist() == [75, 9, 18, 21, 9]
+
+
+def test_level_ranges_include_both_ends() -> None:
+    # Centre (70, 70), half sizes 62 and 10. On p3 x = 68 has reach 2 + 62 = 64, the last that p3
+    # takes (76 has 68). On p4 x = 72 has reach 64 too, the first that p4 takes; 56 and 88, within
+    # 1.5 * 16 of the centre, have 76 and 80. In y only 68, 76 and 72 are inside the box.
+    locations = pyramid(160, 160, [8, 16])
+    expected = [(8, 68, 68), (8, 68, 76), (16, 56, 72), (16, 72, 72), (16, 88, 72)]
+    assert positives(locations, [[8, 60, 132, 80]]) == expected
+
+
+def test_location_on_side_of_centre_square_is_outside() -> None:
+    # Centre 16, half side 1.5 * 8 = 12: locations 4 and 28 lie on the square's sides.
+    expected = [(8, 12, 12), (8, 20, 12), (8, 12, 20), (8, 20, 20)]
+    assert positives(pyramid(64, 64, [8]), [[0, 0, 32, 32]]) == expected
+
+
+def test_location_on_side_of_box_is_outside() -> None:
+    # x from 12 to 28: of the locations 12, 20, 28 only 20 is strictly inside.
+    assert positives(pyramid(64, 64, [8]), [[12, 0, 28, 32]]) == [(8, 20, 12), (8, 20, 20)]
+
+
+def test_smallest_box_wins_where_persons_overlap() -> None:
+    # Box 0 (area 1024) alone has (12|20, 12|20), see above. Box 1 (area 256), centre (18, 8), half
+    # size 8, has x = 12, 20 and y = 4, 12: they share y = 12.
+    boxes = [[0.0, 0.0, 32.0, 32.0], [10.0, 0.0, 26.0, 16.0]]
+    locations = pyramid(64, 64, [8])
+    assert positives(locations, boxes, 0) == [(8, 12, 20), (8, 20, 20)]
+    assert positives(locations, boxes, 1) == [(8, 12, 4), (8, 20, 4), (8, 12, 12), (8, 20, 12)]
+
+
+def test_lower_index_wins_where_areas_are_equal() -> None:
+    # The two boxes above with the second grown to 32 x 32; y = 12 and 20 belong to both.
+    boxes = [[0.0, 0.0, 32.0, 32.0], [0.0, 0.0, 32.0, 32.0]]
+    locations = pyramid(64, 64, [8])
+    assert len(positives(locations, boxes, 0)) == 4
+    assert positives(locations, boxes, 1) == []
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        # One keypoint: (12, 20) is sqrt(2) away.
+        ([13, 21, 13, 21], (8, 12, 20)),
+        # A line, centre (13, 41): (12, 44) is nearer than (12, 36) and than p4's (8, 40).
+        ([13, 21, 13, 61], (8, 12, 44)),
+        # A line of 200 pixels is p4's, centre (110, 100): reach of (104, 104) is 106. p3's
+        # (108, 100) is nearer, but p3 does not answer for such sizes.
+        ([10, 100, 210, 100], (16, 104, 104)),
+        # A box between the locations: four are equally near, the first gets it.
+        ([5, 5, 11, 11], (8, 4, 4)),
+    ],
+)
+def test_nearest_location_of_its_level_when_none_is_inside(
+    box: list[float], expected: tuple[float, ...]
+) -> None:
+    assert positives(pyramid(256, 256), [box]) == [expected]
+
+
+def test_nearest_location_of_all_when_no_level_fits() -> None:
+    # Half size 126 around the centre of a 32 x 32 image: the reach is 126 on p5, whose range begins
+    # at 128, at least 134 on p4, whose range ends at 128, and so on. p5's (16, 16) is the centre.
+    assert positives(pyramid(32, 32), [[-110, -110, 142, 142]]) == [(32, 16, 16)]
+
+
+def test_person_with_one_keypoint_takes_location_from_large_person() -> None:
+    boxes = [[0.0, 0.0, 32.0, 32.0], [13.0, 13.0, 13.0, 13.0]]
+    locations = pyramid(64, 64, [8])
+    assert positives(locations, boxes, 0) == [(8, 20, 12), (8, 12, 20), (8, 20, 20)]
+    assert positives(locations, boxes, 1) == [(8, 12, 12)]
+
+
+def test_all_is_background_without_persons() -> None:
+    locations = pyramid(64, 64)
+    matched = assign(locations, [])
+    assert matched.tolist() == [BACKGROUND] * len(locations.points)
+    assert matched.dtype == torch.int64
+
+
+@given(boxes=st.lists(in_image_boxes(), max_size=4))
+def test_assignment_equals_loops(boxes: list[tuple[float, ...]]) -> None:
+    locations = pyramid(HEIGHT, WIDTH)
+    matched = assign(locations, torch.tensor(boxes))
+    assert matched.tolist() == assign_by_loops(locations, boxes)
+
+
+@given(box=in_image_boxes(), height=st.integers(1, 9), width=st.integers(1, 9))
+def test_single_person_always_has_a_location(
+    box: tuple[float, ...], height: int, width: int
+) -> None:
+    # Images of 32 to 288 pixels, with the box scaled into them.
+    scale = torch.tensor([32 * width / WIDTH, 32 * height / HEIGHT]).repeat(2)
+    matched = assign(pyramid(32 * height, 32 * width), torch.tensor(box) * scale)
+    assert (matched == 0).any()
+    assert ((matched == 0) | (matched == BACKGROUND)).all()
+
+
+@given(boxes=st.lists(in_image_boxes(), min_size=2, max_size=5), data=st.data())
+def test_order_of_persons_does_not_matter(
+    boxes: list[tuple[float, ...]], data: st.DataObject
+) -> None:
+    boxes = torch.tensor(boxes)
+    assume(len(((boxes[:, 2:] - boxes[:, :2]).prod(dim=1)).unique()) == len(boxes))
+    order = torch.tensor(data.draw(st.permutations(range(len(boxes)))))
+    locations = pyramid(HEIGHT, WIDTH)
+    matched, permuted = assign(locations, boxes), assign(locations, boxes[order])
+    back = torch.where(permuted == BACKGROUND, BACKGROUND, order[permuted])
+    assert matched.equal(back)
+
+
+def test_inside_any_excludes_sides() -> None:
+    locations = pyramid(16, 24, [8])  # x 4, 12, 20; y 4, 12
+    boxes = torch.tensor([[4.0, 0.0, 13.0, 16.0], [19.0, 11.0, 21.0, 13.0]])
+    # Box 0 has x = 12 (4 is on its side), box 1 only (20, 12).
+    inside = inside_any(locations, boxes).view(2, 3)
+    assert inside.tolist() == [[False, True, False], [False, True, True]]
+
+
+def test_inside_any_without_boxes() -> None:
+    assert not inside_any(pyramid(16, 24), torch.zeros(0, 4)).any()

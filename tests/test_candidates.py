@@ -1,0 +1,77 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inspose_d2.candidates import candidates_at, select_by_score
+from inspose_d2.geometry import Locations
+
+
+def two_levels() -> Locations:
+    """x, y of the six: (4, 4) (12, 4) (4, 12) (12, 12) at stride 8, (8, 8) (24, 8) at 16."""
+    return Locations.of([torch.empty(1, 1, 2, 2), torch.empty(1, 1, 1, 2)], [8, 16])
+
+
+def test_candidates_are_in_the_order_of_images_and_locations() -> None:
+    chosen = torch.zeros(3, 6, dtype=torch.bool)
+    chosen[0, [4, 1]] = chosen[2, [0, 5, 3]] = True
+    candidates = candidates_at(two_levels(), chosen)
+    assert candidates.image.tolist() == [0, 0, 2, 2, 2]
+    assert candidates.index.tolist() == [1, 4, 0, 3, 5]
+    assert candidates.points.tolist() == [[12, 4], [8, 8], [4, 4], [12, 12], [24, 8]]
+    assert candidates.strides.tolist() == [8, 16, 8, 8, 16]
+
+
+def test_slices_when_images_have_no_candidates() -> None:
+    chosen = torch.zeros(4, 6, dtype=torch.bool)
+    chosen[1, [0, 2]] = chosen[2, 3] = True  # nothing in the first and in the last image
+    candidates = candidates_at(two_levels(), chosen)
+    expected = [slice(0, 0), slice(0, 2), slice(2, 3), slice(3, 3)]
+    assert candidates.slices(4) == expected
+
+
+def test_slices_without_candidates() -> None:
+    candidates = candidates_at(two_levels(), torch.zeros(2, 6, dtype=torch.bool))
+    assert candidates.slices(2) == [slice(0, 0), slice(0, 0)]
+    assert candidates.points.shape == (0, 2)
+
+
+@given(flags=st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=4))
+def test_slices_cut_candidates_by_image(flags: list[list[bool]]) -> None:
+    candidates = candidates_at(two_levels(), torch.tensor(flags))
+    slices = candidates.slices(len(flags))
+    assert len(slices) == len(flags)
+    for image, own in enumerate(slices):
+        expected = [i for i, flag in enumerate(flags[image]) if flag]
+        assert candidates.index[own].tolist() == expected
+        assert (candidates.image[own] == image).all()
+
+
+def test_score_must_be_above_threshold() -> None:
+    scores = torch.tensor([[0.25, 0.5, 0.75, 0.5000001]])
+    assert select_by_score(scores, 0.5, 10).tolist() == [[False, False, True, True]]
+
+
+def test_best_locations_are_counted_per_image() -> None:
+    scores = torch.tensor([[0.9, 0.8, 0.7, 0.6], [0.1, 0.3, 0.2, 0.4]])
+    chosen = select_by_score(scores, 0.15, 2)
+    # The second image's best two stay though the first image has four better ones.
+    assert chosen.tolist() == [[True, True, False, False], [False, True, False, True]]
+
+
+@pytest.mark.parametrize(("topk", "expected"), [(0, 0), (3, 3), (4, 4), (500, 4)])
+def test_topk_beyond_the_number_of_locations(topk: int, expected: int) -> None:
+    chosen = select_by_score(torch.tensor([[0.9, 0.8, 0.7, 0.6]]), 0.1, topk)
+    assert chosen.shape == (1, 4)
+    assert chosen.sum() == expected
+
+
+@given(
+    scores=st.lists(st.integers(0, 1000), min_size=1, max_size=30, unique=True),
+    threshold=st.integers(0, 1000),
+    topk=st.integers(0, 40),
+)
+def test_selection_equals_sorting(scores: list[int], threshold: int, topk: int) -> None:
+    best = sorted((s for s in scores if s > threshold), reverse=True)[:topk]
+    chosen = select_by_score(torch.tensor([scores], dtype=torch.float32), threshold, topk)
+    assert chosen[0].tolist() == [s in best for s in scores]

@@ -1,0 +1,168 @@
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
+from PIL import Image
+from torch import Tensor
+
+from inspose_d2.data.dataset_mapper import InsPoseDatasetMapper
+
+HEIGHT, WIDTH = 48, 96
+# COCO's order: nose, then left and right of eyes, ears, shoulders and so on.
+FLIP = [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]
+
+
+@pytest.fixture
+def cfg(tiny_cfg: Callable[..., CfgNode]) -> CfgNode:
+    # A shorter side of 48 leaves the images of this file as they are.
+    return tiny_cfg(
+        **{
+            "DATASETS.TRAIN": ("keypoints_coco_2017_val",),
+            "INPUT.MIN_SIZE_TRAIN": (HEIGHT, HEIGHT),
+            "INPUT.MAX_SIZE_TRAIN": 1000,
+            "INPUT.RANDOM_FLIP": "none",
+        }
+    )
+
+
+@pytest.fixture
+def image_file(tmp_path: Path) -> str:
+    pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    path = tmp_path / "image.png"
+    Image.fromarray(pixels).save(path)
+    return str(path)
+
+
+def make_dict(image_file: str, *annotations: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "file_name": image_file,
+        "image_id": 1,
+        "height": HEIGHT,
+        "width": WIDTH,
+        "annotations": list(annotations),
+    }
+
+
+def make_person(**others: Any) -> dict[str, Any]:
+    person = {
+        "bbox": [10.0, 5.0, 40.0, 30.0],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": 0,
+        "iscrowd": 0,
+        "keypoints": pose().flatten().tolist(),
+    }
+    return {**person, **others}
+
+
+def pose() -> Tensor:
+    """Keypoint k at (10 + 2k, 6 + k), all visible."""
+    k = torch.arange(17.0)
+    return torch.stack([10 + 2 * k, 6 + k, torch.full((17,), 2.0)], dim=1)
+
+
+CROWD = {
+    "bbox": [50.0, 10.0, 30.0, 20.0],
+    "bbox_mode": BoxMode.XYWH_ABS,
+    "category_id": 0,
+    "iscrowd": 1,
+    "keypoints": [0] * 51,
+    "segmentation": {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]},
+}
+
+
+def keypoints_of(mapped: dict[str, Any]) -> Tensor:
+    return mapped["instances"].gt_keypoints.tensor
+
+
+def test_person_keeps_its_keypoints_and_box(cfg: CfgNode, image_file: str) -> None:
+    mapped = InsPoseDatasetMapper(cfg)(make_dict(image_file, make_person()))
+    assert mapped["image"].shape == (3, HEIGHT, WIDTH)
+    assert keypoints_of(mapped).equal(pose()[None])
+    assert mapped["instances"].gt_boxes.tensor.tolist() == [[10, 5, 50, 35]]
+    assert mapped["instances"].gt_classes.tolist() == [0]
+
+
+def test_keypoints_grow_with_the_image(cfg: CfgNode, image_file: str) -> None:
+    cfg.INPUT.MIN_SIZE_TRAIN = (2 * HEIGHT, 2 * HEIGHT)
+    mapped = InsPoseDatasetMapper(cfg)(make_dict(image_file, make_person()))
+    assert mapped["image"].shape == (3, 2 * HEIGHT, 2 * WIDTH)
+    assert keypoints_of(mapped).equal(pose()[None] * torch.tensor([2.0, 2.0, 1.0]))
+
+
+def test_crowd_becomes_person_without_labelled_keypoints(cfg: CfgNode, image_file: str) -> None:
+    mapped = InsPoseDatasetMapper(cfg)(make_dict(image_file, make_person(), CROWD))
+    assert keypoints_of(mapped).equal(torch.stack([pose(), torch.zeros(17, 3)]))
+    assert mapped["instances"].gt_boxes.tensor[1].tolist() == [50, 10, 80, 30]
+
+
+def test_labelled_keypoints_of_a_crowd_are_forgotten(cfg: CfgNode, image_file: str) -> None:
+    mapped = InsPoseDatasetMapper(cfg)(make_dict(image_file, make_person(iscrowd=1)))
+    assert keypoints_of(mapped).equal(torch.zeros(1, 17, 3))
+
+
+def test_person_without_keypoints_comes_first(cfg: CfgNode, image_file: str) -> None:
+    # Detectron2's own mapper looks for keypoints in the first annotation only.
+    first = make_person(bbox=[1.0, 2.0, 3.0, 4.0])
+    del first["keypoints"]
+    del first["iscrowd"]
+    mapped = InsPoseDatasetMapper(cfg)(make_dict(image_file, first, make_person()))
+    assert keypoints_of(mapped).equal(torch.stack([torch.zeros(17, 3), pose()]))
+
+
+def test_image_without_annotations_has_empty_keypoints(cfg: CfgNode, image_file: str) -> None:
+    instances = InsPoseDatasetMapper(cfg)(make_dict(image_file))["instances"]
+    assert instances.gt_keypoints.tensor.shape == (0, 17, 3)
+    assert instances.gt_keypoints.tensor.dtype == torch.float32
+    assert instances.gt_boxes.tensor.shape == (0, 4)
+
+
+def test_image_whose_persons_have_no_area_has_empty_keypoints(
+    cfg: CfgNode, image_file: str
+) -> None:
+    person = make_person(bbox=[10.0, 5.0, 0.0, 0.0])
+    mapped = InsPoseDatasetMapper(cfg)(make_dict(image_file, person))
+    assert keypoints_of(mapped).shape == (0, 17, 3)
+
+
+def test_keypoint_outside_the_image_becomes_unlabelled(cfg: CfgNode, image_file: str) -> None:
+    keypoints = pose()
+    keypoints[3, 0] = WIDTH + 1
+    keypoints[4, 1] = -1
+    keypoints[5, 0] = WIDTH  # on the border is inside
+    person = make_person(keypoints=keypoints.flatten().tolist())
+    mapped = InsPoseDatasetMapper(cfg)(make_dict(image_file, person))
+    keypoints[3:5] = 0
+    assert keypoints_of(mapped).equal(keypoints[None])
+
+
+def test_flip_mirrors_and_swaps_left_and_right(cfg: CfgNode, image_file: str) -> None:
+    mapper = InsPoseDatasetMapper(cfg)
+    plain = mapper(make_dict(image_file, make_person(), CROWD))
+    mapper.augmentations = T.AugmentationList([T.RandomFlip(prob=1.0)])
+    mapped = mapper(make_dict(image_file, make_person(), CROWD))
+    expected = pose()[FLIP]
+    expected[:, 0] = WIDTH - expected[:, 0]
+    assert keypoints_of(mapped).equal(torch.stack([expected, torch.zeros(17, 3)]))
+    assert mapped["image"].equal(plain["image"].flip(2))
+    assert mapped["instances"].gt_boxes.tensor[0].tolist() == [WIDTH - 50, 5, WIDTH - 10, 35]
+
+
+def test_data_set_dict_is_left_as_it_was(cfg: CfgNode, image_file: str) -> None:
+    # Detectron2 hands the same dict out in every epoch.
+    dataset_dict = make_dict(image_file, make_person(), CROWD)
+    before = copy.deepcopy(dataset_dict)
+    InsPoseDatasetMapper(cfg)(dataset_dict)
+    assert dataset_dict == before
+
+
+def test_evaluation_needs_no_annotations(cfg: CfgNode, image_file: str) -> None:
+    mapped = InsPoseDatasetMapper(cfg, is_train=False)(make_dict(image_file, make_person()))
+    assert "annotations" not in mapped
+    assert "instances" not in mapped

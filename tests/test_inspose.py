@@ -1,0 +1,262 @@
+"""The whole model: losses, gradients, poses, batches."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from inspose_d2 import InsPose
+
+LOSSES = {"loss_cls", "loss_keypoint", "loss_disk_offset", "loss_heatmap"}
+Make = Callable[..., Any]
+
+
+def image_of(size: tuple[int, int], seed: int = 0) -> Tensor:
+    """Random picture (3, H, W)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (3, *size), generator=generator).float()
+
+
+def people(n: int, size: tuple[int, int], k: int = 17, seed: int = 0) -> Tensor:
+    """Random keypoints (n, K, 3) inside an image; each person has one labelled at least."""
+    generator = torch.Generator().manual_seed(seed)
+    xy = torch.rand(n, k, 2, generator=generator) * torch.tensor([size[1], size[0]])
+    v = torch.randint(0, 3, (n, k, 1), generator=generator).float()
+    v[:, 0] = 2
+    return torch.cat([xy, v], dim=2)
+
+
+@pytest.fixture
+def model(tiny_cfg: Make) -> InsPose:
+    torch.manual_seed(0)
+    return build_model(tiny_cfg())
+
+
+@pytest.fixture
+def batch(make_instances: Make) -> Make:
+    """``batch(2, 0)``: two images, with two persons and none."""
+
+    def make(*counts: int, k: int = 17) -> list[dict[str, Any]]:
+        size = (96, 128)
+        return [
+            {
+                "image": image_of(size, seed=i),
+                "instances": make_instances(people(n, size, k, seed=i), size),
+            }
+            for i, n in enumerate(counts)
+        ]
+
+    return make
+
+
+def train_step(model: nn.Module, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Losses of a batch, gradients in the parameters."""
+    model.train()
+    model.zero_grad()
+    with EventStorage():
+        losses = model(inputs)
+    sum(losses.values()).backward()
+    return losses
+
+
+@pytest.mark.parametrize("counts", [(2, 3), (2, 0), (0, 0)])
+def test_gradient_reaches_every_parameter_when_images_have_persons_or_none(
+    model: InsPose, batch: Make, counts: tuple[int, int]
+) -> None:
+    losses = train_step(model, batch(*counts))
+    assert losses.keys() == LOSSES
+    assert all(loss.isfinite() for loss in losses.values())
+    without_gradient = [
+        name
+        for name, p in model.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())
+    ]
+    assert without_gradient == []
+
+
+def test_losses_of_keypoints_are_zero_when_no_person_is_in_the_batch(
+    model: InsPose, batch: Make
+) -> None:
+    losses = train_step(model, batch(0, 0))
+    assert losses["loss_keypoint"] == losses["loss_disk_offset"] == 0
+    assert losses["loss_cls"] > 0
+    assert losses["loss_heatmap"] > 0
+
+
+def test_half_empty_batch_has_all_losses(model: InsPose, batch: Make) -> None:
+    assert all(loss > 0 for loss in train_step(model, batch(0, 2)).values())
+
+
+def test_losses_of_an_untrained_model_are_those_of_a_guess(model: InsPose, batch: Make) -> None:
+    # Uniform maps of 12 x 16 cells cost log(192) each; weights are near 0, so maps are near that.
+    losses = train_step(model, batch(3))
+    assert losses["loss_keypoint"].item() == pytest.approx(math.log(192), abs=0.3)
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_any_number_of_keypoints_trains_and_predicts(
+    tiny_cfg: Make, batch: Make, k: int
+) -> None:
+    model = build_model(tiny_cfg(**{"MODEL.INSPOSE.NUM_KEYPOINTS": k}))
+    assert all(loss > 0 for loss in train_step(model, batch(2, 1, k=k)).values())
+    poses = predict(model, [{"image": image_of((96, 128))}])[0]
+    assert poses.pred_keypoints.shape[1:] == (k, 3)
+
+
+def test_crowded_image_and_single_keypoints_train(model: InsPose, make_instances: Make) -> None:
+    size = (96, 128)
+    crowd = people(500, size)
+    single = torch.zeros(1, 17, 3)
+    single[0, 4] = torch.tensor([128.0, 96.0, 2.0])  # in the corner: x == W, y == H
+    for keypoints in (crowd, single):
+        inputs = [{"image": image_of(size), "instances": make_instances(keypoints, size)}]
+        assert all(loss.isfinite() and loss > 0 for loss in train_step(model, inputs).values())
+
+
+def test_losses_are_float32_and_close_when_autocast_runs_in_bfloat16(
+    model: InsPose, batch: Make
+) -> None:
+    full = train_step(model, batch(2, 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = train_step(model, batch(2, 1))
+    for name, loss in half.items():
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(full[name].item(), rel=0.1)
+
+
+def test_branches_that_are_off_have_no_parameters_and_no_loss(
+    tiny_cfg: Make, batch: Make
+) -> None:
+    off = {"MODEL.INSPOSE.DISK_OFFSET.ENABLED": False, "MODEL.INSPOSE.HEATMAP.ENABLED": False}
+    model = build_model(tiny_cfg(**off))
+    assert not [n for n, _ in model.named_parameters() if "disk" in n or "heatmap" in n]
+    assert train_step(model, batch(2)).keys() == {"loss_cls", "loss_keypoint"}
+    keypoints = predict(model, [{"image": image_of((96, 128))}])[0].pred_keypoints
+    # Without offsets every keypoint is the centre of a cell of 8 pixels.
+    assert torch.equal(keypoints[..., :2] % 8, torch.full_like(keypoints[..., :2], 4))
+
+
+def test_loss_weights_multiply_their_terms(tiny_cfg: Make, batch: Make) -> None:
+    def losses(**weights: float) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        return train_step(build_model(tiny_cfg(**weights)), batch(2))
+
+    plain, weighted = losses(), losses(**{"MODEL.INSPOSE.LOSS_WEIGHT.KEYPOINT": 3.0})
+    for name in LOSSES:
+        factor = 3 if name == "loss_keypoint" else 1
+        torch.testing.assert_close(weighted[name], factor * plain[name])
+
+
+def predict(model: InsPose, inputs: list[dict[str, Any]], threshold: float = 0.0) -> list[Instances]:
+    """Poses of a batch, with a threshold that an untrained model passes."""
+    model.eval()
+    model.score_threshold = threshold
+    with torch.no_grad():
+        return [x["instances"] for x in model(inputs)]
+
+
+def test_heatmap_branch_does_not_run_at_inference(model: InsPose, monkeypatch: Any) -> None:
+    def refuse(_: Tensor) -> None:
+        raise AssertionError("the heatmap branch is for training only")
+
+    monkeypatch.setattr(model.heatmap_branch, "forward", refuse)
+    assert len(predict(model, [{"image": image_of((96, 128))}])[0]) > 0
+
+
+def test_poses_are_well_formed_and_inside_the_image(model: InsPose) -> None:
+    size = (90, 123)  # no multiple of 8 or 32: there is padding to stay out of
+    poses = predict(model, [{"image": image_of(size)}])[0]
+    n = len(poses)
+    assert poses.image_size == size
+    assert 0 < n <= 100
+    assert poses.pred_keypoints.shape == (n, 17, 3)
+    assert poses.pred_boxes.tensor.shape == (n, 4)
+    assert poses.pred_classes.eq(0).all()
+    assert (poses.scores[:-1] >= poses.scores[1:]).all()
+    x, y, score = poses.pred_keypoints.unbind(-1)
+    assert x.min() >= 0
+    assert x.max() <= 123
+    assert y.min() >= 0
+    assert y.max() <= 90
+    assert score.min() > 0
+    assert score.max() <= 1
+
+
+def test_poses_are_scaled_to_the_asked_size(model: InsPose) -> None:
+    image = image_of((96, 128))
+    plain, doubled = (
+        predict(model, [{"image": image, "height": 96 * f, "width": 128 * 2 * f}])[0]
+        for f in (1, 2)
+    )
+    scale = torch.tensor([2.0, 2.0, 1.0])
+    torch.testing.assert_close(doubled.pred_keypoints, plain.pred_keypoints * scale)
+
+
+def test_no_pose_gives_empty_fields(model: InsPose) -> None:
+    poses = predict(model, [{"image": image_of((96, 128))}], threshold=1.0)[0]
+    assert poses.pred_keypoints.shape == (0, 17, 3)
+    assert poses.pred_boxes.tensor.shape == (0, 4)
+    assert poses.scores.shape == poses.pred_classes.shape == (0,)
+
+
+def test_batch_of_equal_sizes_equals_one_by_one(model: InsPose) -> None:
+    inputs = [{"image": image_of((96, 128), seed=i)} for i in range(3)]
+    together = predict(model, inputs)
+    for one, all_of_them in zip((predict(model, [x])[0] for x in inputs), together, strict=True):
+        torch.testing.assert_close(one.scores, all_of_them.scores, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            one.pred_keypoints, all_of_them.pred_keypoints, atol=1e-2, rtol=1e-3
+        )
+
+
+def test_mixed_sizes_train_and_predict(model: InsPose, make_instances: Make) -> None:
+    sizes = [(64, 128), (96, 70), (33, 40)]
+    inputs = [
+        {"image": image_of(s), "instances": make_instances(people(1, s), s)} for s in sizes
+    ]
+    assert all(loss.isfinite() for loss in train_step(model, inputs).values())
+    assert [x.image_size for x in predict(model, inputs)] == sizes
+
+
+def test_rescoring_multiplies_by_the_mean_keypoint_score(model: InsPose) -> None:
+    inputs = [{"image": image_of((96, 128))}]
+    model.nms_threshold = 1.0  # keep all, so that both runs keep the same
+    plain = predict(model, inputs)[0]
+    model.keypoint_rescore = True
+    rescored = predict(model, inputs)[0]
+    expected = plain.scores * plain.pred_keypoints[..., 2].mean(dim=1)
+    torch.testing.assert_close(rescored.scores, expected.sort(descending=True).values)
+
+
+def test_missing_annotations_in_training_name_the_cure(model: InsPose) -> None:
+    with pytest.raises(ValueError, match="MODEL.KEYPOINT_ON"):
+        instances = Instances((96, 128), gt_classes=torch.zeros(1))
+        train_step(model, [{"image": image_of((96, 128)), "instances": instances}])
+
+
+@pytest.mark.slow
+def test_one_image_is_learned_by_heart(tiny_cfg: Make, make_instances: Make) -> None:
+    # Two persons side by side: after some steps every keypoint is where it was put.
+    torch.manual_seed(0)
+    cfg: CfgNode = tiny_cfg(**{"MODEL.RESNETS.NORM": "BN"})
+    model, size = build_model(cfg), (96, 128)
+    keypoints = people(2, (80, 56)) + torch.tensor([[[4.0, 8, 0]], [[66.0, 8, 0]]])
+    keypoints[..., 2] = 2
+    inputs = [{"image": image_of(size), "instances": make_instances(keypoints, size)}]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(250):
+        train_step(model, inputs)
+        optimizer.step()
+    poses = predict(model, inputs, threshold=0.3)[0]
+    assert len(poses) == 2
+    left_first = poses.pred_keypoints[poses.pred_keypoints[:, 0, 0].argsort()]
+    error = (left_first[..., :2] - keypoints[keypoints[:, 0, 0].argsort()][..., :2]).norm(dim=-1)
+    assert error.max() < 4  # half a cell
+    assert error.mean() < 1

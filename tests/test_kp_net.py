@@ -1,0 +1,234 @@
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from inspose_d2 import kp_net as kp_net_module
+from inspose_d2.geometry import compute_locations, coordinate_scale
+from inspose_d2.kp_net import KPNet
+
+HEIGHT, WIDTH = 5, 7
+
+
+class Input(NamedTuple):
+    """What `maps` and `peaks` take, in their order."""
+
+    params: Tensor
+    points: Tensor
+    strides: Tensor
+    features: Tensor
+
+
+def make_kp_net(num_layers: int = 3, num_keypoints: int = 17) -> KPNet:
+    return KPNet(
+        stride=8,
+        feature_channels=8,
+        channels=8,
+        num_layers=num_layers,
+        num_keypoints=num_keypoints,
+    )
+
+
+def make_input(kp_net: KPNet, n: int, seed: int = 0) -> Input:
+    generator = torch.Generator().manual_seed(seed)
+    return Input(
+        0.5 * torch.randn(n, kp_net.num_params, generator=generator),
+        torch.rand(n, 2, generator=generator) * 8 * torch.tensor([WIDTH, HEIGHT]),
+        2.0 ** torch.randint(3, 8, (n,), generator=generator),
+        torch.randn(8, HEIGHT, WIDTH, generator=generator),
+    )
+
+
+def maps_by_loop(kp_net: KPNet, x: Input) -> Tensor:
+    """Each person's network by itself, in float64, its parameters cut by hand."""
+    widths = [10, *[8] * (len(kp_net.layers) - 1), kp_net.num_keypoints]
+    column, row = torch.arange(WIDTH).double(), torch.arange(HEIGHT).double()
+    result = []
+    for vector, (px, py), stride in zip(x.params, x.points, x.strides, strict=True):
+        relative_x = (8 * column + 4 - px) / (8 * stride)
+        relative_y = (8 * row + 4 - py) / (8 * stride)
+        coordinates = torch.stack(
+            [relative_x.expand(HEIGHT, -1), relative_y[:, None].expand(-1, WIDTH)]
+        )
+        y = torch.cat([x.features.double(), coordinates])[None]
+        rest = vector.double()
+        for i, (n_in, n_out) in enumerate(pairwise(widths)):
+            weight, bias, rest = rest.split([n_in * n_out, n_out, len(rest) - n_in * n_out - n_out])
+            y = F.conv2d(F.relu(y) if i else y, weight.view(n_out, n_in, 1, 1), bias)
+        result.append(y[0])
+    return torch.stack(result)
+
+
+@pytest.mark.parametrize(
+    # method.md, section 2: 10*17+17; 10*8+8 + 8*17+17; one or two more 8*8+8 between them.
+    ("num_layers", "num_params"),
+    [(1, 187), (2, 241), (3, 313), (4, 385)],
+)
+def test_num_params_of_depth(num_layers: int, num_params: int) -> None:
+    assert make_kp_net(num_layers).num_params == num_params
+
+
+def test_depth_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"KP_NET\.NUM_LAYERS must be at least 1, got 0"):
+        make_kp_net(num_layers=0)
+
+
+def test_split_takes_weight_then_bias_of_each_layer() -> None:
+    kp_net = KPNet(stride=8, feature_channels=1, channels=2, num_layers=2, num_keypoints=3)
+    # 3 -> 2: weight 0..5 (row = output), bias 6, 7; 2 -> 3: weight 8..13, bias 14..16.
+    params = torch.stack([torch.arange(17.0), torch.arange(17.0) + 100])
+    (weight1, bias1), (weight2, bias2) = kp_net.split(params)
+    assert weight1[0].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert bias1[0].tolist() == [6, 7]
+    assert weight2[0].tolist() == [[8, 9], [10, 11], [12, 13]]
+    assert bias2[0].tolist() == [14, 15, 16]
+    assert weight2[1].equal(weight2[0] + 100)
+    assert bias1[1].equal(bias1[0] + 100)
+
+
+def test_wrong_number_of_params_is_told() -> None:
+    x = make_input(make_kp_net(2), 3)
+    with pytest.raises(ValueError, match="expected 313 per KP-Net, got 241"):
+        make_kp_net(3).maps(*x)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3, 4])
+def test_maps_equal_grouped_convolution_and_loop(num_layers: int) -> None:
+    kp_net = make_kp_net(num_layers)
+    x = make_input(kp_net, 5, seed=num_layers)
+    maps = kp_net.maps(*x)
+    assert maps.shape == (5, 17, HEIGHT, WIDTH)
+    torch.testing.assert_close(maps, kp_net.maps_by_grouped_convolution(*x), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(maps, maps_by_loop(kp_net, x).float(), atol=1e-4, rtol=1e-4)
+
+
+def test_maps_read_relative_coordinates_after_features() -> None:
+    # Depth 1, two keypoints: the maps are the two coordinate channels themselves.
+    kp_net = make_kp_net(num_layers=1, num_keypoints=2)
+    weight = torch.zeros(2, 10)
+    weight[0, 8] = weight[1, 9] = 1
+    params = torch.cat([weight.flatten(), torch.zeros(2)])[None]
+    points, strides = torch.tensor([[36.0, 20.0]]), torch.tensor([16.0])
+    maps = kp_net.maps(params, points, strides, torch.randn(8, HEIGHT, WIDTH))
+    # Cells at 4, 12, ...; scale 8 * 16 = 128; x: (4 - 36) / 128 = -0.25, steps of 8 / 128.
+    assert maps[0, 0, 3].tolist() == pytest.approx([-0.25 + 0.0625 * i for i in range(7)])
+    # y: (4 - 20) / 128 = -0.125.
+    assert maps[0, 1, :, 3].tolist() == pytest.approx([-0.125 + 0.0625 * i for i in range(5)])
+
+
+def test_maps_equal_authors(golden: Callable[[str], dict[str, Tensor]]) -> None:
+    expected = golden("kpnet")
+    strides = 8 * 2.0 ** expected["level"]
+    assert coordinate_scale(strides).equal(expected["coord_normalize"])
+    kp_net = make_kp_net()
+    x = expected["params"], expected["location"], strides, expected["shared_feat"]
+    torch.testing.assert_close(kp_net.maps(*x), expected["keypoint_maps"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        kp_net.maps_by_grouped_convolution(*x), expected["keypoint_maps"], atol=1e-4, rtol=0
+    )
+    assert kp_net.peaks(*x)[0].equal(expected["argmax_stride8"])
+
+
+def test_relative_coordinates_equal_authors(golden: Callable[[str], dict[str, Tensor]]) -> None:
+    expected = golden("kpnet")
+    cells = compute_locations((32, 40), 8, torch.device("cpu"))
+    scale = coordinate_scale(8 * 2.0 ** expected["level"])[:, None, None]
+    relative = (cells - expected["location"][:, None]) / scale
+    coord_map = expected["coord_map"].flatten(2).mT
+    torch.testing.assert_close(relative, coord_map, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 4, 5, 8, 9])
+def test_peaks_equal_those_of_all_maps_at_once(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kp_net_module, "CHUNK", 4)
+    kp_net = make_kp_net()
+    x = make_input(kp_net, n)
+    cells, scores = kp_net.peaks(*x)
+    assert cells.shape == scores.shape == (n, 17)
+    assert (cells.dtype, scores.dtype) == (torch.int64, torch.float32)
+    probability = kp_net.maps(*x).flatten(2).softmax(dim=-1)
+    expected_scores, expected_cells = probability.max(dim=-1)
+    assert cells.equal(expected_cells)
+    torch.testing.assert_close(scores, expected_scores)
+
+
+def test_peak_is_row_times_width_plus_column() -> None:
+    # Depth 1: the only map is feature 0, which has its spike in row 3, column 5; its logit is
+    # 2 against 34 zeros.
+    kp_net = make_kp_net(num_layers=1, num_keypoints=1)
+    params = torch.zeros(1, kp_net.num_params)
+    params[0, 0] = 1
+    features = torch.zeros(8, HEIGHT, WIDTH)
+    features[0, 3, 5] = 2
+    cells, scores = kp_net.peaks(params, torch.zeros(1, 2), torch.tensor([8.0]), features)
+    assert cells.tolist() == [[3 * 7 + 5]]
+    assert scores.item() == pytest.approx(math.exp(2) / (math.exp(2) + 34), rel=1e-5)
+
+
+def test_peaks_never_hold_more_maps_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    class Recording(KPNet):
+        def maps(self, params: Tensor, *others: Tensor) -> Tensor:
+            sizes.append(len(params))
+            return super().maps(params, *others)
+
+    monkeypatch.setattr(kp_net_module, "CHUNK", 4)
+    kp_net = Recording(stride=8, feature_channels=8, channels=8, num_layers=3, num_keypoints=17)
+    kp_net.peaks(*make_input(kp_net, 11))
+    assert sizes == [4, 4, 3]
+
+
+@given(order=st.permutations(range(6)))
+def test_peaks_do_not_depend_on_order_of_persons(order: list[int]) -> None:
+    kp_net = make_kp_net()
+    x = make_input(kp_net, 6)
+    cells, scores = kp_net.peaks(*x)
+    permuted = kp_net.peaks(x.params[order], x.points[order], x.strides[order], x.features)
+    assert permuted[0].equal(cells[order])
+    torch.testing.assert_close(permuted[1], scores[order])
+
+
+def test_gradient_reaches_every_parameter_and_feature() -> None:
+    kp_net = make_kp_net(num_layers=2)
+    x = make_input(kp_net, 3)
+    # Large biases keep every hidden unit above zero: none may hide behind its ReLU.
+    x.params[:, 80:88] = 20
+    x.params.requires_grad_()
+    x.features.requires_grad_()
+    kp_net.maps(*x).square().sum().backward()
+    assert (x.params.grad != 0).all()
+    assert (x.features.grad != 0).all()
+
+
+def test_gradient_is_zero_without_persons() -> None:
+    kp_net = make_kp_net()
+    x = make_input(kp_net, 0)
+    x.params.requires_grad_()
+    x.features.requires_grad_()
+    maps = kp_net.maps(*x)
+    assert maps.shape == (0, 17, HEIGHT, WIDTH)
+    maps.sum().backward()
+    assert x.params.grad.shape == (0, 313)
+    assert x.features.grad.equal(torch.zeros_like(x.features))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_maps_are_float32_under_autocast(dtype: torch.dtype) -> None:
+    kp_net = make_kp_net()
+    x = make_input(kp_net, 3)
+    x = x._replace(params=x.params.to(dtype), features=x.features.to(dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        maps = kp_net.maps(*x)
+        scores = kp_net.peaks(*x)[1]
+    assert maps.dtype == scores.dtype == torch.float32
+    # Rounding of the input is all that half precision may change.
+    rounded = x._replace(params=x.params.float(), features=x.features.float())
+    torch.testing.assert_close(maps, kp_net.maps(*rounded))

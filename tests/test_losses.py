@@ -1,0 +1,208 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from inspose_d2.losses import (
+    classification_loss,
+    disk_offset_loss,
+    heatmap_loss,
+    keypoint_loss,
+)
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def gradient(loss: Tensor, of: Tensor) -> Tensor:
+    (result,) = torch.autograd.grad(loss, of)
+    return result
+
+
+def classification_sum(logits: Tensor, targets: Tensor) -> Tensor:
+    return classification_loss(logits, targets, alpha=0.25, gamma=2.0)
+
+
+def test_classification_loss_by_hand() -> None:
+    # Logit 0 is p = 0.5: person 0.25 * 0.5^2 * ln 2, background 0.75 * 0.5^2 * ln 2, left out 0.
+    loss = classification_sum(torch.zeros(3), torch.tensor([1, 0, -1]))
+    assert loss.item() == pytest.approx(0.25 * math.log(2), rel=1e-6)
+    # Logit ln 3 is p = 0.75: 0.25 * 0.25^2 * ln(4/3) = 0.004495 for a person.
+    loss = classification_sum(torch.tensor([math.log(3)]), torch.tensor([1]))
+    assert loss.item() == pytest.approx(0.25 * 0.0625 * math.log(4 / 3), rel=1e-5)
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.5, 0.0), (0.9, 3.0)])
+def test_classification_loss_equals_formula(alpha: float, gamma: float) -> None:
+    logits = 3 * rand(2, 40)
+    targets = torch.arange(80).view(2, 40) % 3 - 1
+    expected = 0.0
+    for x, target in zip(logits.flatten().tolist(), targets.flatten().tolist(), strict=True):
+        p = 1 / (1 + math.exp(-x))
+        if target == 1:
+            expected -= alpha * (1 - p) ** gamma * math.log(p)
+        elif target == 0:
+            expected -= (1 - alpha) * p**gamma * math.log(1 - p)
+    loss = classification_loss(logits, targets, alpha=alpha, gamma=gamma)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_left_out_locations_have_no_loss_and_no_gradient() -> None:
+    targets = torch.tensor([1, -1, 0, -1])
+    logits = rand(4).requires_grad_()
+    changed = logits.detach() + torch.tensor([0, 30.0, 0, -30.0])
+    loss = classification_sum(logits, targets)
+    assert loss.item() == classification_sum(changed, targets).item()
+    assert (gradient(loss, logits) != 0).tolist() == [True, False, True, False]
+
+
+def test_classification_loss_when_all_are_left_out() -> None:
+    logits = rand(2, 3).requires_grad_()
+    loss = classification_sum(logits, torch.full((2, 3), -1))
+    assert loss.item() == 0
+    assert gradient(loss, logits).equal(torch.zeros(2, 3))
+
+
+def test_keypoint_loss_by_hand() -> None:
+    # One map of 2 x 2 zeros but 2 in cell 3: -ln(1 / (3 + e^2)) in cell 0, that minus 2 in cell 3.
+    maps = torch.tensor([0.0, 0.0, 0.0, 2.0]).view(1, 1, 2, 2)
+    labelled = torch.tensor([[True]])
+    for cell, expected in ((0, math.log(3 + math.exp(2))), (3, math.log(3 + math.exp(2)) - 2)):
+        loss = keypoint_loss(maps, torch.tensor([[cell]]), labelled)
+        assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_keypoint_loss_equals_log_sum_exp() -> None:
+    maps = 4 * rand(3, 5, 4, 6)
+    cells = torch.arange(15).view(3, 5) % 24
+    labelled = torch.arange(15).view(3, 5) % 4 != 0
+    expected = 0.0
+    for person, keypoint in labelled.nonzero().tolist():
+        logits = maps[person, keypoint].double().numpy().ravel()
+        peak = logits.max()
+        log_sum = peak + np.log(np.exp(logits - peak).sum())
+        expected += log_sum - logits[cells[person, keypoint]]
+    loss = keypoint_loss(maps, cells, labelled)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_unlabelled_keypoints_have_no_gradient() -> None:
+    maps = rand(1, 2, 3, 3).requires_grad_()
+    cells, labelled = torch.tensor([[4, 0]]), torch.tensor([[True, False]])
+    grad = gradient(keypoint_loss(maps, cells, labelled), maps)
+    assert (grad[0, 0] != 0).all()
+    assert (grad[0, 1] == 0).all()
+
+
+@pytest.mark.parametrize("num_persons", [0, 2])
+def test_keypoint_loss_when_nothing_is_labelled(num_persons: int) -> None:
+    maps = torch.zeros(num_persons, 17, 4, 4, requires_grad=True)
+    cells = torch.zeros(num_persons, 17, dtype=torch.int64)
+    loss = keypoint_loss(maps, cells, torch.zeros(num_persons, 17, dtype=torch.bool))
+    assert loss.item() == 0
+    assert gradient(loss, maps).equal(torch.zeros_like(maps))
+
+
+def test_disk_offset_loss_by_hand() -> None:
+    # K = 2, one row of two cells. Keypoint 0 has its disk in cell 0, keypoint 1 in cell 1.
+    offsets = torch.tensor([[[[1.0, 9.0]], [[2.0, 9.0]], [[9.0, 3.0]], [[9.0, 4.0]]]])
+    targets = torch.tensor([[[[0.5, 0.0]], [[2.5, 0.0]], [[0.0, 0.0]], [[0.0, 6.0]]]])
+    mask = torch.tensor([[[[True, False]], [[False, True]]]])
+    # |1 - 0.5| + |2 - 2.5| + |3 - 0| + |4 - 6|
+    assert disk_offset_loss(offsets, targets, mask).item() == 6.0
+
+
+def test_disk_offset_loss_equals_loops() -> None:
+    offsets, targets = rand(2, 6, 3, 4), rand(2, 6, 3, 4, seed=1)
+    mask = rand(2, 3, 3, 4, seed=2) > 0
+    difference = (offsets.double() - targets.double()).abs().numpy()
+    expected = sum(
+        difference[image, 2 * keypoint, row, column]
+        + difference[image, 2 * keypoint + 1, row, column]
+        for image, keypoint, row, column in mask.nonzero().tolist()
+    )
+    assert disk_offset_loss(offsets, targets, mask).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_disk_offset_loss_without_disks() -> None:
+    offsets = rand(1, 4, 2, 2).requires_grad_()
+    mask = torch.zeros(1, 2, 2, 2, dtype=torch.bool)
+    loss = disk_offset_loss(offsets, torch.zeros(1, 4, 2, 2), mask)
+    assert loss.item() == 0
+    assert gradient(loss, offsets).equal(torch.zeros_like(offsets))
+
+
+def test_heatmap_loss_by_hand() -> None:
+    # Logit 0 is p = 0.5: at a keypoint 0.5^2 * ln 2; at a Gaussian of 0.5 times (1 - 0.5)^4.
+    loss = heatmap_loss(torch.zeros(3), torch.tensor([1.0, 0.5, 0.0]))
+    assert loss.item() == pytest.approx(0.25 * math.log(2) * (1 + 0.0625 + 1), rel=1e-6)
+
+
+def test_heatmap_loss_equals_formula() -> None:
+    logits = 3 * rand(2, 3, 5, 4)
+    targets = rand(2, 3, 5, 4, seed=1).abs().clamp(max=1)
+    assert (targets == 1).any()
+    p = 1 / (1 + np.exp(-logits.double().numpy()))
+    y = targets.double().numpy()
+    terms = np.where(y == 1, (1 - p) ** 2 * np.log(p), (1 - y) ** 4 * p**2 * np.log(1 - p))
+    loss = heatmap_loss(logits, targets)
+    assert loss.item() == pytest.approx(-terms.sum(), rel=1e-5)
+
+
+def test_heatmap_loss_of_nothing() -> None:
+    logits = torch.zeros(0, 17, 4, 4, requires_grad=True)
+    loss = heatmap_loss(logits, torch.zeros(0, 17, 4, 4))
+    assert loss.item() == 0
+    assert gradient(loss, logits).shape == logits.shape
+
+
+def loss_of(name: str, logits: Tensor) -> Tensor:
+    """A loss of logits (2, 2, 3, 3) with persons and background."""
+    targets = (torch.arange(36).view(2, 2, 3, 3) % 3 == 0).long()
+    if name == "cls":
+        return classification_sum(logits, targets)
+    if name == "keypoint":
+        return keypoint_loss(
+            logits, torch.tensor([[0, 4], [5, 8]]), torch.ones(2, 2, dtype=torch.bool)
+        )
+    if name == "disk_offset":
+        return disk_offset_loss(logits, torch.zeros(2, 2, 3, 3), targets[:, :1] == 1)
+    return heatmap_loss(logits, targets.float())
+
+
+NAMES = ["cls", "keypoint", "disk_offset", "heatmap"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", [50.0, 1e4])
+def test_loss_and_gradient_are_finite_when_logits_are_extreme(name: str, size: float) -> None:
+    logits = (size * rand(2, 2, 3, 3).sign()).requires_grad_()
+    loss = loss_of(name, logits)
+    assert torch.isfinite(loss)
+    assert loss > 0
+    assert torch.isfinite(gradient(loss, logits)).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_equals_differences(name: str) -> None:
+    logits = rand(2, 2, 3, 3).requires_grad_()
+    grad = gradient(loss_of(name, logits), logits)
+    direction = rand(2, 2, 3, 3, seed=1)
+    with torch.no_grad():
+        ahead, behind = (loss_of(name, logits + step * direction) for step in (0.01, -0.01))
+    slope = (ahead - behind).item() / 0.02
+    assert (grad * direction).sum().item() == pytest.approx(slope, rel=1e-2, abs=1e-2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loss_is_float32_when_logits_are_bfloat16(name: str) -> None:
+    logits = rand(2, 2, 3, 3).bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = loss_of(name, logits)
+    assert loss.dtype == torch.float32
+    # The same numbers as if the input had been rounded only: nothing is computed in bfloat16.
+    assert loss.item() == pytest.approx(loss_of(name, logits.float()).item(), rel=1e-6)
+    assert (gradient(loss, logits) != 0).any()

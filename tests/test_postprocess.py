@@ -1,0 +1,112 @@
+import pytest
+import torch
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Instances
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from inspose_d2.postprocess import select_poses
+
+IMAGE = (100, 200)
+
+
+def select(
+    keypoints: Tensor, scores: Tensor, nms_threshold: float = 0.6, max_poses: int = 100
+) -> Instances:
+    return select_poses(keypoints, scores, IMAGE, nms_threshold=nms_threshold, max_poses=max_poses)
+
+
+def pose(*xy: tuple[float, float]) -> Tensor:
+    """One pose (1, K, 3), keypoint scores 0.5."""
+    return torch.tensor([[[x, y, 0.5] for x, y in xy]])
+
+
+POSES = {
+    "box": pose((10, 20), (40, 80), (30, 50)),
+    "line": pose((10, 20), (40, 20), (30, 20)),
+    "point": pose((10, 20), (10, 20), (10, 20)),
+    "corner": pose((200, 100), (200, 100), (200, 100)),
+}
+
+
+@st.composite
+def scored_poses(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    """Up to 8 poses of 3 keypoints, on few places so that many overlap, with distinct scores."""
+    point = st.tuples(
+        st.integers(0, 4).map(lambda n: 50 * n), st.integers(0, 4).map(lambda n: 25 * n)
+    )
+    rows = draw(st.lists(st.lists(point, min_size=3, max_size=3), min_size=1, max_size=8))
+    scores = draw(st.lists(st.integers(1, 99), min_size=len(rows), max_size=len(rows), unique=True))
+    return torch.cat([pose(*row) for row in rows]), torch.tensor(scores) / 100
+
+
+@pytest.mark.parametrize("name", POSES)
+def test_identical_poses_become_one(name: str) -> None:
+    scores = torch.tensor([0.2, 0.5, 0.9, 0.5, 0.3])
+    poses = select(POSES[name].repeat(5, 1, 1), scores)
+    assert poses.scores.tolist() == [scores.max()]
+    assert poses.pred_keypoints.equal(POSES[name])
+
+
+@pytest.mark.parametrize(("threshold", "count"), [(0.59, 1), (0.61, 2)])
+def test_overlap_is_that_of_boxes_grown_by_half_a_pixel(threshold: float, count: int) -> None:
+    # Boxes 0..10 and 2.5..12.5 in x, both 0..10 in y: IoU 75 / 125 = 0.6; ungrown 58.5 / 103.5.
+    keypoints = torch.cat([pose((0.5, 0.5), (9.5, 9.5)), pose((3, 0.5), (12, 9.5))])
+    poses = select(keypoints, torch.tensor([0.8, 0.7]), nms_threshold=threshold)
+    assert len(poses) == count
+    assert poses.pred_boxes.tensor[0].tolist() == [0, 0, 10, 10]
+
+
+def test_poses_apart_all_stay_best_first() -> None:
+    keypoints = torch.cat([POSES["corner"], POSES["box"], pose((100, 5), (120, 9), (110, 7))])
+    poses = select(keypoints, torch.tensor([0.4, 0.9, 0.6]))
+    torch.testing.assert_close(poses.scores, torch.tensor([0.9, 0.6, 0.4]))
+    assert poses.pred_keypoints.equal(keypoints[[1, 2, 0]])
+    assert poses.pred_classes.tolist() == [0, 0, 0]
+    assert poses.image_size == IMAGE
+
+
+def test_max_poses_keeps_the_best() -> None:
+    keypoints = torch.cat([POSES["corner"], POSES["box"], pose((100, 5), (120, 9), (110, 7))])
+    poses = select(keypoints, torch.tensor([0.4, 0.9, 0.6]), max_poses=2)
+    assert poses.pred_keypoints.equal(keypoints[[1, 2]])
+
+
+def test_no_poses_give_empty_fields() -> None:
+    poses = select(torch.zeros(0, 17, 3), torch.zeros(0))
+    assert len(poses) == 0
+    assert poses.pred_boxes.tensor.shape == (0, 4)
+    assert poses.scores.shape == (0,)
+    assert poses.pred_classes.shape == (0,)
+    assert poses.pred_classes.dtype == torch.int64
+    assert poses.pred_keypoints.shape == (0, 17, 3)
+    assert len(detector_postprocess(poses, 50, 50)) == 0
+
+
+@pytest.mark.parametrize("name", POSES)
+def test_detector_postprocess_scales_and_keeps_poses(name: str) -> None:
+    poses = detector_postprocess(select(POSES[name], torch.tensor([0.9])), 200, 600)
+    assert len(poses) == 1  # also those whose keypoints enclose no area
+    # 100 x 200 to 200 x 600: y times 2, x times 3; keypoint scores stay.
+    assert poses.pred_keypoints.equal(POSES[name] * torch.tensor([3.0, 2.0, 1.0]))
+
+
+@given(poses=scored_poses())
+def test_selection_is_sorted_and_selecting_again_changes_nothing(
+    poses: tuple[Tensor, Tensor],
+) -> None:
+    once = select(*poses)
+    assert once.scores.tolist() == sorted(once.scores.tolist(), reverse=True)
+    assert once.scores[0] == poses[1].max()
+    twice = select(once.pred_keypoints, once.scores)
+    assert twice.pred_keypoints.equal(once.pred_keypoints)
+    assert twice.scores.equal(once.scores)
+
+
+@given(poses=scored_poses())
+def test_copies_of_all_poses_change_nothing(poses: tuple[Tensor, Tensor]) -> None:
+    keypoints, scores = poses
+    once, doubled = select(keypoints, scores), select(keypoints.repeat(2, 1, 1), scores.repeat(2))
+    assert doubled.pred_keypoints.equal(once.pred_keypoints)
+    assert doubled.scores.equal(once.scores)

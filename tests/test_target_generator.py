@@ -1,0 +1,247 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
+
+from inspose_d2.geometry import Locations
+from inspose_d2.target_generator import (
+    LEFT_OUT,
+    NO_PERSON,
+    PERSON,
+    TargetGenerator,
+    Targets,
+)
+
+IMAGE = HEIGHT, WIDTH = (128, 256)  # a multiple of the largest stride: mirrors onto itself
+STRIDES = [8, 16, 32, 64, 128]
+LEVELS = [(HEIGHT // s, WIDTH // s) for s in STRIDES]
+MAP = LEVELS[0]
+
+# Three keypoints per person; 1 and 2 are left and right. Pseudo-boxes: (40, 24) to (100, 90),
+# centre (70, 57), and (180, 30) to (200, 110), centre (190, 70).
+FIRST = [[70.0, 24.0, 2.0], [40.0, 90.0, 2.0], [100.0, 60.0, 1.0]]
+SECOND = [[190.0, 30.0, 2.0], [180.0, 110.0, 2.0], [200.0, 70.0, 2.0]]
+NOTHING = [[0.0, 0.0, 0.0]] * 3
+
+Maker = Callable[..., Instances]
+
+
+def generator(**others: Any) -> TargetGenerator:
+    arguments: dict[str, Any] = {
+        "num_keypoints": 3,
+        "map_stride": 8,
+        "center_sampling_radius": 1.5,
+        "sizes_of_interest": [64, 128, 256, 512],
+        "ignore_unlabeled": True,
+        "disk_radius": 3.0,
+        "heatmap_min_overlap": 0.7,
+    }
+    return TargetGenerator(**{**arguments, **others})
+
+
+def make_locations() -> Locations:
+    return Locations.of([torch.empty(1, 0, *size) for size in LEVELS], STRIDES)
+
+
+def targets_of(*instances: Instances, **others: Any) -> Targets:
+    return generator(**others)(list(instances), make_locations(), MAP)
+
+
+def labels_at(targets: Targets, points: list[tuple[float, float]], image: int = 0) -> list[int]:
+    """Labels of p3's locations at these points."""
+    locations = make_locations()
+    on_p3 = locations.levels == 0
+    wanted = torch.tensor(points)[:, None] == locations.points[on_p3]
+    index = wanted.all(dim=-1).long().argmax(dim=1)
+    assert wanted.all(dim=-1).any(dim=1).all()
+    return targets.labels[image][on_p3][index].tolist()
+
+
+def test_targets_of_two_persons_by_hand(make_instances: Maker) -> None:
+    targets = targets_of(make_instances([FIRST, SECOND], IMAGE))
+    positives = targets.positives
+    assert (targets.labels == PERSON).sum() == len(positives.image)
+    assert (targets.labels == LEFT_OUT).sum() == 0
+    # On p3 person 0 has the locations within 12 of (70, 57) and person 1 within 12, in x within
+    # its box's 10, of (190, 70); all these reach less than 64.
+    first = [(x, y) for y in (52, 60, 68) for x in (60, 68, 76)]
+    second = [(x, y) for y in (60, 68, 76) for x in (188, 196)]
+    on_p3 = positives.strides == 8
+    expected = sorted(first + second, key=lambda point: (point[1], point[0]))
+    assert [tuple(point) for point in positives.points[on_p3].tolist()] == expected
+    # Cells: row * 32 + column of floor(x / 8), floor(y / 8), in the order of the positives.
+    cells = {
+        True: [3 * 32 + 8, 11 * 32 + 5, 7 * 32 + 12],
+        False: [3 * 32 + 23, 13 * 32 + 22, 8 * 32 + 25],
+    }
+    assert targets.cells.tolist() == [cells[x < 128] for x, _ in positives.points.tolist()]
+    assert targets.labelled.all()
+    assert targets.num_labelled == 6
+
+
+def test_unlabelled_keypoints_are_not_targets(make_instances: Maker) -> None:
+    person = [FIRST[0], [250.0, 120.0, 0.0], FIRST[2]]
+    targets = targets_of(make_instances([person], IMAGE))
+    assert targets.labelled.unique(dim=0).tolist() == [[True, False, True]]
+    assert targets.num_labelled == 2
+    assert targets.disk_mask[0].flatten(1).any(dim=1).tolist() == [True, False, True]
+    assert targets.heatmaps[0].flatten(1).amax(dim=1).tolist() == [1, 0, 1]
+    # The pseudo-box does not reach (250, 120): its centre is (85, 42).
+    on_p3 = targets.positives.strides == 8
+    assert ((targets.positives.points[on_p3] - torch.tensor([85, 42])).abs() < 12).all()
+
+
+def test_disks_and_gaussians_of_persons_share_a_map(make_instances: Maker) -> None:
+    # Keypoint 0 of both in row 3, at map x = 8.75 and 10.75. Centre of column 9 (9.5) is nearer to
+    # the first, of column 10 to the second.
+    near = [[86.0, 24.0, 2.0], SECOND[1], SECOND[2]]
+    targets = targets_of(make_instances([FIRST, near], IMAGE))
+    assert targets.disk_offsets[0, 0, 3, 8:12].tolist() == [0.75, -0.25, 0.75, -0.25]
+    assert targets.heatmaps[0, 0, 3, [8, 10]].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("has_keypoints", [True, False])
+def test_image_without_persons(make_instances: Maker, has_keypoints: bool) -> None:
+    empty = make_instances(torch.zeros(0, 3, 3), IMAGE)
+    if not has_keypoints:
+        empty.remove("gt_keypoints")
+        empty.remove("gt_boxes")
+    targets = targets_of(empty)
+    assert (targets.labels == NO_PERSON).all()
+    assert targets.labels.shape == (1, len(make_locations().points))
+    assert targets.cells.shape == targets.labelled.shape == (0, 3)
+    assert targets.positives.points.shape == (0, 2)
+    assert targets.disk_offsets.equal(torch.zeros(1, 6, *MAP))
+    assert targets.heatmaps.equal(torch.zeros(1, 3, *MAP))
+    assert not targets.disk_mask.any()
+    assert targets.num_labelled == 0
+
+
+@pytest.mark.parametrize(("ignore", "label"), [(True, LEFT_OUT), (False, NO_PERSON)])
+def test_box_of_person_without_labelled_keypoints(
+    make_instances: Maker, ignore: bool, label: int
+) -> None:
+    # The unlabelled person's box, sides at 52, 76 and 20, 100, lies over the first person.
+    boxes = torch.tensor([[40.0, 24.0, 100.0, 90.0], [52.0, 20.0, 76.0, 100.0]])
+    instances = make_instances([FIRST, NOTHING], IMAGE, boxes)
+    targets = targets_of(instances, ignore_unlabeled=ignore)
+    inside, outside = [(60, 28), (68, 28), (60, 92)], [(52, 28), (76, 28), (60, 20), (60, 108)]
+    assert labels_at(targets, inside) == [label] * 3
+    assert labels_at(targets, outside) == [NO_PERSON] * 4  # sides are outside
+    assert labels_at(targets, [(60, 52), (68, 60), (76, 68)]) == [PERSON] * 3
+    # Everything else is as if the unlabelled person were not there.
+    alone = targets_of(instances[:1])
+    assert (targets.labels == PERSON).equal(alone.labels == PERSON)
+    assert targets.cells.equal(alone.cells)
+    assert targets.disk_offsets.equal(alone.disk_offsets)
+    assert targets.heatmaps.equal(alone.heatmaps)
+    assert targets.num_labelled == alone.num_labelled
+
+
+def test_only_persons_without_labelled_keypoints(make_instances: Maker) -> None:
+    boxes = torch.tensor([[0.0, 0.0, 128.0, 128.0]])
+    targets = targets_of(make_instances([NOTHING], IMAGE, boxes))
+    locations = make_locations()
+    left_out = ((locations.points > 0) & (locations.points < 128)).all(dim=1)
+    assert (targets.labels[0] == LEFT_OUT).equal(left_out)
+    assert targets.cells.shape == (0, 3)
+    assert targets.heatmaps.sum() == 0
+
+
+def test_unlabelled_person_before_labelled_one(make_instances: Maker) -> None:
+    # Indices of persons with a pose are not those among all persons.
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [180.0, 30.0, 200.0, 110.0]])
+    targets = targets_of(make_instances([NOTHING, SECOND], IMAGE, boxes))
+    assert targets.cells.equal(targets_of(make_instances([SECOND], IMAGE)).cells)
+    assert len(targets.cells) > 0
+
+
+def test_person_with_one_keypoint_has_one_location(make_instances: Maker) -> None:
+    targets = targets_of(make_instances([[FIRST[0], *NOTHING[:2]]], IMAGE))
+    assert targets.positives.points.tolist() == [[68, 20]]  # 68 is nearest to 70, 20 (28 too) to 24
+    assert targets.heatmaps[0, 0].nonzero().tolist() == [[3, 8]]
+
+
+def test_wrong_number_of_keypoints_names_the_key(make_instances: Maker) -> None:
+    instances = make_instances([FIRST], IMAGE)
+    with pytest.raises(
+        ValueError, match=r"MODEL\.INSPOSE\.NUM_KEYPOINTS is 17, but .* 3 keypoints per person"
+    ):
+        targets_of(instances, num_keypoints=17)
+
+
+def test_missing_keypoints_name_the_key(make_instances: Maker) -> None:
+    instances = make_instances([FIRST], IMAGE)
+    instances.remove("gt_keypoints")
+    with pytest.raises(ValueError, match=r"MODEL\.KEYPOINT_ON: True"):
+        targets_of(instances)
+
+
+def test_batch_equals_image_by_image(make_instances: Maker) -> None:
+    boxes = torch.tensor([[180.0, 30.0, 200.0, 110.0], [10.0, 10.0, 90.0, 90.0]])
+    images = [
+        make_instances([FIRST, SECOND], IMAGE),
+        Instances(IMAGE, gt_boxes=Boxes(torch.zeros(0, 4))),
+        make_instances([SECOND, NOTHING], (100, 240), boxes),
+    ]
+    batch, single = targets_of(*images), [targets_of(x) for x in images]
+    for name in ("labels", "cells", "labelled", "disk_offsets", "disk_mask", "heatmaps"):
+        parts = [getattr(x, name) for x in single]
+        assert getattr(batch, name).equal(torch.cat(parts)), name
+    for name in ("index", "points", "strides"):
+        parts = [getattr(x.positives, name) for x in single]
+        assert getattr(batch.positives, name).equal(torch.cat(parts)), name
+    counts = [len(x.cells) for x in single]
+    assert batch.positives.image.bincount(minlength=3).tolist() == counts
+    assert batch.num_labelled == 9
+
+
+def mirror(per_location: Tensor) -> Tensor:
+    """Mirror (L, ...) level by level."""
+    levels = per_location.split([h * w for h, w in LEVELS])
+    return torch.cat(
+        [x.unflatten(0, size).flip(1).flatten(0, 1) for x, size in zip(levels, LEVELS, strict=True)]
+    )
+
+
+def cells_of_locations(targets: Targets) -> Tensor:
+    """(L, K) target cells of an image, -1 where there is no person."""
+    cells = torch.full((targets.labels.shape[1], 3), -1)
+    cells[targets.positives.index] = targets.cells
+    return cells
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_targets_of_mirrored_image_are_mirrored_targets(seed: int, make_instances: Maker) -> None:
+    random = torch.Generator().manual_seed(seed)
+    # Odd eighths of a pixel: exact in float32 and never on the side of a cell, which would
+    # change hands in the mirror.
+    eighths = torch.rand(4, 3, 2, generator=random) * torch.tensor([4.0 * WIDTH, 4.0 * HEIGHT])
+    visible = torch.randint(0, 3, (4, 3, 1), generator=random)
+    keypoints = torch.cat([(2 * eighths.floor() + 1) / 8, visible], dim=2)
+    keypoints[3, :, 2] = 0
+    boxes = torch.tensor([10.0, 10.0, 90.0, 60.0]).repeat(4, 1)
+    flipped = keypoints[:, [0, 2, 1]] * torch.tensor([-1.0, 1, 1]) + torch.tensor([WIDTH, 0.0, 0])
+    flipped_boxes = torch.tensor([WIDTH - 90.0, 10.0, WIDTH - 10.0, 60.0]).repeat(4, 1)
+
+    targets = targets_of(make_instances(keypoints, IMAGE, boxes))
+    of_flipped = targets_of(make_instances(flipped, IMAGE, flipped_boxes))
+
+    assert (targets.labels == PERSON).any()
+    assert (targets.labels == LEFT_OUT).any()
+    assert of_flipped.labels[0].equal(mirror(targets.labels[0]))
+    cells = cells_of_locations(targets)
+    columns, is_person = MAP[1] - 1 - cells % MAP[1], cells >= 0
+    mirrored_cells = torch.where(is_person, cells // MAP[1] * MAP[1] + columns, -1)[:, [0, 2, 1]]
+    assert cells_of_locations(of_flipped).equal(mirror(mirrored_cells))
+    assert of_flipped.disk_mask.equal(targets.disk_mask[:, [0, 2, 1]].flip(3))
+    assert of_flipped.heatmaps.equal(targets.heatmaps[:, [0, 2, 1]].flip(3))
+    # x offsets count from the other side of the cell: 1 - offset; y offsets stay.
+    offsets = targets.disk_offsets.unflatten(1, (3, 2))[:, [0, 2, 1]].flip(4)
+    offsets[:, :, 0] = 1 - offsets[:, :, 0]
+    offsets = torch.where(of_flipped.disk_mask[:, :, None], offsets, 0).flatten(1, 2)
+    torch.testing.assert_close(of_flipped.disk_offsets, offsets)
+    assert of_flipped.num_labelled == targets.num_labelled

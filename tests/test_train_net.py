@@ -1,0 +1,118 @@
+"""train_net.py as users run it: training, resuming, evaluating, several workers."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.engine import default_argument_parser
+
+import train_net
+
+ROOT = Path(__file__).parent.parent
+QUICK = str(ROOT / "configs" / "quick" / "synthetic_people.yaml")
+SMALL = {
+    "MODEL.FPN.OUT_CHANNELS": 32,
+    "MODEL.INSPOSE.CONV_DIM": 64,
+    "MODEL.INSPOSE.KEYPOINT_BRANCH.CONV_DIM": 32,
+    "MODEL.INSPOSE.DISK_OFFSET.CONV_DIM": 32,
+    "MODEL.INSPOSE.HEATMAP.CONV_DIM": 32,
+    "MODEL.INSPOSE.SCORE_THRESH_TEST": 0.0,
+    "MODEL.INSPOSE.TOPK_CANDIDATES_TEST": 10,
+    "DATASETS.TRAIN": ("synthetic_people_val",),
+    "INPUT.MIN_SIZE_TRAIN": (64,),
+    "INPUT.MIN_SIZE_TEST": 64,
+    "DATALOADER.NUM_WORKERS": 0,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SEED": 7,
+}
+
+
+def arguments(output: Path, *flags: str, **settings: Any) -> list[str]:
+    """Command line of a small run."""
+    values = {**SMALL, "OUTPUT_DIR": str(output), **settings}
+    pairs = [str(x) for item in values.items() for x in item]
+    return ["--config-file", QUICK, *flags, *pairs]
+
+
+def run(output: Path, *flags: str, **settings: Any) -> Any:
+    """Run ``train_net.main`` in this process."""
+    args = default_argument_parser().parse_args(arguments(output, *flags, **settings))
+    return train_net.main(args)
+
+
+def launch(command: list[str]) -> str:
+    """Run a command in the project's folder; returns what it printed."""
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result.stdout + result.stderr
+
+
+def metrics(output: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return torch.load(output / "model_final.pth", weights_only=True)["model"]
+
+
+def test_training_evaluates_on_the_way_resumes_and_evaluates_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, **{"SOLVER.MAX_ITER": 2, "TEST.EVAL_PERIOD": 1})
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    assert list(tmp_path.glob("events.out.tfevents*"))  # TensorBoard
+    evaluated = [x for x in metrics(tmp_path) if "keypoints/AP" in x]
+    assert len(evaluated) >= 2 or "keypoints/AP" in metrics(tmp_path)[-1]
+    assert not [key for line in metrics(tmp_path) for key in line if key.startswith("bbox")]
+
+    run(tmp_path, "--resume", **{"SOLVER.MAX_ITER": 3})
+    last = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert last["iteration"] == 2  # the third step, counted from 0
+
+    capfd.readouterr()
+    final = str(tmp_path / "model_final.pth")
+    results = run(tmp_path, "--eval-only", **{"MODEL.WEIGHTS": final})
+    assert results.keys() == {"keypoints"}  # no box AP for pseudo-boxes
+    assert math.isfinite(results["keypoints"]["AP"])
+    printed = capfd.readouterr()
+    assert "Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets= 20 ]" in printed.out
+    assert "copypaste: Task: keypoints" in printed.out + printed.err
+    assert "Task: bbox" not in printed.out + printed.err
+
+
+def test_two_gloo_workers_equal_one(tmp_path: Path) -> None:
+    # The same two images a step: on one worker, or one on each of two. What depends on the
+    # division is switched off: batch statistics, random flips, images of other shapes.
+    same = {
+        "MODEL.RESNETS.NORM": "FrozenBN",
+        "INPUT.RANDOM_FLIP": "none",
+        "DATALOADER.ASPECT_RATIO_GROUPING": False,
+        "INPUT.MAX_SIZE_TRAIN": 64,
+        "SOLVER.OPTIMIZER": "SGD",
+        "SOLVER.BASE_LR": 0.01,
+        "SOLVER.WARMUP_ITERS": 0,
+        "SOLVER.MAX_ITER": 2,
+        "DATASETS.TEST": (),
+    }
+    flags = ["--num-gpus", "2", "--dist-url", "auto"]
+    two = [sys.executable, "-W", "ignore", "train_net.py"]
+    launch(two + arguments(tmp_path / "two", *flags, **same))
+    run(tmp_path / "one", **same)
+    one, two_workers = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert one.keys() == two_workers.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two_workers[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_two_workers_that_train_and_evaluate(tmp_path: Path) -> None:
+    settings = {"SOLVER.MAX_ITER": 2, "SOLVER.IMS_PER_BATCH": 2}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    printed = launch([*command, "train_net.py", *arguments(tmp_path, **settings)])
+    assert "World size: 2" in printed
+    assert [x for x in metrics(tmp_path) if "keypoints/AP" in x]
