@@ -60,7 +60,8 @@ def _nearest_locations(offset: Tensor, in_range: Tensor) -> Tensor:
         (N,) location indices; where no location is in range, the nearest of all.
     """
     distance = offset.square().sum(dim=-1)
-    return torch.where(in_range, distance, distance + 1e12).argmin(dim=0)
+    out_of_range = ~in_range & in_range.any(dim=0)
+    return distance.masked_fill(out_of_range, torch.inf).argmin(dim=0)
 
 
 def inside_any(locations: Locations, boxes: Tensor) -> Tensor:

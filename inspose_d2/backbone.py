@@ -73,7 +73,13 @@ class SmallStem(CNNBlockBase):
             in_channels, half, 3, stride=2, padding=1, bias=False, norm=get_norm(norm, half)
         )
         self.conv2 = Conv2d(
-            half, out_channels, 3, stride=2, padding=1, bias=False, norm=get_norm(norm, out_channels)
+            half,
+            out_channels,
+            3,
+            stride=2,
+            padding=1,
+            bias=False,
+            norm=get_norm(norm, out_channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class TargetGenerator:
 
         Args:
             instances: per image gt_keypoints (n, K, 3) in pixels and gt_boxes, on the
-                device of the locations. An image without persons needs neither.
+                device of the locations. An image without persons needs no gt_keypoints.
             locations: the L locations of the padded images.
             map_size: (H, W) of the keypoint maps of the padded images.
 

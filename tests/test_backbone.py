@@ -13,10 +13,10 @@ NAMES = ["p3", "p4", "p5", "p6", "p7"]
 CHANNELS = 32  # FPN.OUT_CHANNELS of tiny_cfg
 
 
-@pytest.fixture
-def backbone(tiny_cfg: Callable[..., CfgNode]) -> FPN:
+@pytest.fixture(params=["build_inspose_resnet_fpn_backbone", "build_inspose_small_fpn_backbone"])
+def backbone(request: pytest.FixtureRequest, tiny_cfg: Callable[..., CfgNode]) -> FPN:
     torch.manual_seed(0)
-    return build_backbone(tiny_cfg()).eval()
+    return build_backbone(tiny_cfg(["MODEL.BACKBONE.NAME", request.param])).eval()
 
 
 def run(backbone: FPN, size: tuple[int, int] = (64, 96)) -> dict[str, Tensor]:
@@ -66,3 +66,14 @@ def test_output_convolution_of_p5_changes_p6(backbone: FPN) -> None:
         assert not after[name].allclose(before[name])
     for name in ("p3", "p4"):
         assert after[name].equal(before[name])
+
+
+def test_small_backbone_trains_as_a_whole(tiny_cfg: Callable[..., CfgNode]) -> None:
+    # It begins without weights, so nothing is frozen, whatever FREEZE_AT says.
+    backbone = build_backbone(
+        tiny_cfg(["MODEL.BACKBONE.NAME", "build_inspose_small_fpn_backbone"])
+    ).train()
+    features = backbone(torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(1)))
+    sum(x.square().sum() for x in features.values()).backward()
+    unreached = [n for n, p in backbone.named_parameters() if p.grad is None or (p.grad == 0).all()]
+    assert unreached == []

@@ -101,9 +101,7 @@ def test_losses_of_an_untrained_model_are_those_of_a_guess(model: InsPose, batch
 
 
 @pytest.mark.parametrize("k", [1, 5])
-def test_any_number_of_keypoints_trains_and_predicts(
-    tiny_cfg: Make, batch: Make, k: int
-) -> None:
+def test_any_number_of_keypoints_trains_and_predicts(tiny_cfg: Make, batch: Make, k: int) -> None:
     model = build_model(tiny_cfg(**{"MODEL.INSPOSE.NUM_KEYPOINTS": k}))
     assert all(loss > 0 for loss in train_step(model, batch(2, 1, k=k)).values())
     poses = predict(model, [{"image": image_of((96, 128))}])[0]
@@ -131,9 +129,7 @@ def test_losses_are_float32_and_close_when_autocast_runs_in_bfloat16(
         assert loss.item() == pytest.approx(full[name].item(), rel=0.1)
 
 
-def test_branches_that_are_off_have_no_parameters_and_no_loss(
-    tiny_cfg: Make, batch: Make
-) -> None:
+def test_branches_that_are_off_have_no_parameters_and_no_loss(tiny_cfg: Make, batch: Make) -> None:
     off = {"MODEL.INSPOSE.DISK_OFFSET.ENABLED": False, "MODEL.INSPOSE.HEATMAP.ENABLED": False}
     model = build_model(tiny_cfg(**off))
     assert not [n for n, _ in model.named_parameters() if "disk" in n or "heatmap" in n]
@@ -154,7 +150,9 @@ def test_loss_weights_multiply_their_terms(tiny_cfg: Make, batch: Make) -> None:
         torch.testing.assert_close(weighted[name], factor * plain[name])
 
 
-def predict(model: InsPose, inputs: list[dict[str, Any]], threshold: float = 0.0) -> list[Instances]:
+def predict(
+    model: InsPose, inputs: list[dict[str, Any]], threshold: float = 0.0
+) -> list[Instances]:
     """Poses of a batch, with a threshold that an untrained model passes."""
     model.eval()
     model.score_threshold = threshold
@@ -218,9 +216,7 @@ def test_batch_of_equal_sizes_equals_one_by_one(model: InsPose) -> None:
 
 def test_mixed_sizes_train_and_predict(model: InsPose, make_instances: Make) -> None:
     sizes = [(64, 128), (96, 70), (33, 40)]
-    inputs = [
-        {"image": image_of(s), "instances": make_instances(people(1, s), s)} for s in sizes
-    ]
+    inputs = [{"image": image_of(s), "instances": make_instances(people(1, s), s)} for s in sizes]
     assert all(loss.isfinite() for loss in train_step(model, inputs).values())
     assert [x.image_size for x in predict(model, inputs)] == sizes
 

@@ -187,6 +187,12 @@ def test_disk_includes_cells_exactly_at_its_radius() -> None:
     assert mask[0].nonzero().tolist() == [[1, 3], [2, 2], [2, 3], [2, 4], [3, 3]]
 
 
+def test_disk_reaches_further_than_its_whole_cells() -> None:
+    # Map (3.125, 2.5), radius 1.75: the centre of column 1 (1.5) is 1.625 away, that of 4 1.375.
+    _, mask = encode_disk_offsets(keypoint(25, 20), STRIDE, SIZE, 1.75)
+    assert mask[0, 2].tolist() == [False, True, True, True, True, False, False]
+
+
 def test_nearest_keypoint_wins_where_disks_overlap() -> None:
     # Centres of the cells of row 2 at x = 0.5, 1.5, ...: persons at 1.5 and 4.5, radius 2, both
     # reach columns 2 (1 and 2 away) and 3 (2 and 1 away).
@@ -198,7 +204,7 @@ def test_nearest_keypoint_wins_where_disks_overlap() -> None:
 
 @given(
     keypoints=persons(num_keypoints=2),
-    radius=st.sampled_from([0.25, 0.5, 1.0, 2.5, 3.0, 20.0]),
+    radius=st.sampled_from([0.25, 0.75, 1.0, 1.75, 2.5, 3.0, 20.0]),
 )
 def test_disks_equal_loops(keypoints: Tensor, radius: float) -> None:
     offsets, mask = encode_disk_offsets(keypoints, STRIDE, SIZE, radius)

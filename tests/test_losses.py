@@ -198,9 +198,10 @@ def test_gradient_equals_differences(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_loss_is_float32_when_logits_are_bfloat16(name: str) -> None:
+@pytest.mark.parametrize("autocast", [True, False])
+def test_loss_is_float32_when_logits_are_bfloat16(name: str, autocast: bool) -> None:
     logits = rand(2, 2, 3, 3).bfloat16().requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         loss = loss_of(name, logits)
     assert loss.dtype == torch.float32
     # The same numbers as if the input had been rounded only: nothing is computed in bfloat16.

@@ -1,7 +1,6 @@
 """The users' commands on real COCO photographs; skipped where there are none."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -101,6 +102,15 @@ def test_disks_and_gaussians_of_persons_share_a_map(make_instances: Maker) -> No
     targets = targets_of(make_instances([FIRST, near], IMAGE))
     assert targets.disk_offsets[0, 0, 3, 8:12].tolist() == [0.75, -0.25, 0.75, -0.25]
     assert targets.heatmaps[0, 0, 3, [8, 10]].tolist() == [1, 1]
+
+
+def test_gaussians_are_as_wide_as_their_pseudo_boxes_say(make_instances: Maker) -> None:
+    # 60 x 66 pixels are 7.5 x 8.25 cells: (-22.05 + sqrt(486.2 + 207.9)) / 2 = 2.15, radius 2.
+    # 20 x 80 are 2.5 x 10: (-17.5 + sqrt(306.25 + 84)) / 2 = 1.13, radius 1, sigma 3 / 6.
+    heatmap = targets_of(make_instances([FIRST, SECOND], IMAGE)).heatmaps[0, 2]
+    first, second = heatmap[7, 8:13].tolist(), heatmap[8, 22:26].tolist()
+    assert first == pytest.approx([0, 0, math.exp(-2 * 1.44), math.exp(-0.5 * 1.44), 1])
+    assert second == pytest.approx([0, 0, math.exp(-2), 1])
 
 
 @pytest.mark.parametrize("has_keypoints", [True, False])

@@ -113,6 +113,8 @@ def seconds_per_step(cfg: CfgNode) -> float:
 def train(cfg: CfgNode, minutes: float) -> None:
     """Train as many steps as fit into the budget, with the learning rate's whole course."""
     start = time.perf_counter()
+    cfg = cfg.clone()
+    cfg.DATASETS.TEST = ()  # evaluated once, afterwards
     step = seconds_per_step(cfg)
     left = minutes * 60 - (time.perf_counter() - start)
     cfg.SOLVER.MAX_ITER = max(int(left * (1 - RESERVE) / step), 1)

@@ -18,6 +18,8 @@ class InsPoseDatasetMapper(DatasetMapper):
     def _transform_annotations(
         self, dataset_dict: dict[str, Any], transforms: Any, image_shape: tuple[int, int]
     ) -> None:
+        if not self.use_keypoint:
+            raise ValueError("InsPose learns from keypoints: set MODEL.KEYPOINT_ON: True")
         num_keypoints = len(self.keypoint_hflip_indices)
         for annotation in dataset_dict["annotations"]:
             if annotation.get("iscrowd", 0) or "keypoints" not in annotation:

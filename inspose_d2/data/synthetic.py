@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
-GENERATOR_VERSION = 1  # raise it when the pictures change, so that older sets are made again
+GENERATOR_VERSION = 3  # raise it when the pictures change, so that older sets are made again
 SPLITS = {"train": 4000, "val": 300}  # default number of images
 IMAGE_SIZE = 320  # longer side, pixels
 ASPECT_RATIOS = (1.0, 1.0, 0.8, 1.25)  # width / height
@@ -85,7 +85,7 @@ LEG_POSES = {  # trunk bend, stride (fore and aft), swing, spread, knee
     "bend": ((40, 85), (0, 10), (-5, 10), (2, 15), (0, 20)),
     "crouch": ((10, 45), (0, 20), (75, 110), (5, 35), (90, 140)),
 }
-LEG_POSE_CHANCES = (0.3, 0.2, 0.15, 0.15, 0.1, 0.1)
+LEG_POSE_CHANCES = (0.4, 0.25, 0.15, 0.1, 0.05, 0.05)
 ARM_POSES = {  # swing, spread, elbow (swing of the forearm), spread of the forearm
     "down": ((-20, 25), (5, 25), (0, 50), (-10, 10)),
     "forward": ((40, 110), (0, 20), (0, 70), (-20, 10)),
@@ -93,11 +93,13 @@ ARM_POSES = {  # swing, spread, elbow (swing of the forearm), spread of the fore
     "up": ((-10, 20), (125, 178), (0, 20), (-20, 50)),
     "akimbo": ((-15, 10), (35, 55), (0, 20), (-95, -60)),
 }
-ARM_POSE_CHANCES = (0.35, 0.15, 0.2, 0.15, 0.15)
+ARM_POSE_CHANCES = (0.4, 0.15, 0.15, 0.15, 0.15)
 
 # Hues as OpenCV counts them, 0..179. Blue is left, orange is right.
 BLUE, ORANGE, SKIN = (100, 118), (8, 18), (5, 15)
 GREEN, PURPLE, MAGENTA, ANY_HUE = (40, 85), (130, 160), (148, 152), (0, 179)
+# People wear suits with markers, as for motion capture: shoulder, elbow, wrist, hip, knee, ankle.
+JOINT_HUES = (28, 68, 163, 46, 92, 176)
 
 JPEG_QUALITY = (  # colour at full resolution: a nose has few pixels
     *(cv2.IMWRITE_JPEG_QUALITY, 92),
@@ -210,8 +212,8 @@ def sample_view(rng: np.random.Generator) -> np.ndarray:
     front, any_side, back = rng.normal(0, 25), rng.uniform(-110, 110), rng.normal(180, 25)
     upright, upside_down = rng.normal(0, 10), rng.normal(180, 20)
     lying = rng.normal(90, 15) * rng.choice([-1, 1])
-    yaw = rng.choice([front, any_side, back], p=(0.55, 0.25, 0.2))
-    roll = rng.choice([upright, lying, upside_down], p=(0.76, 0.12, 0.12))
+    yaw = rng.choice([front, any_side, back], p=(0.7, 0.15, 0.15))
+    roll = rng.choice([upright, lying, upside_down], p=(0.9, 0.05, 0.05))
     pitch = rng.normal(0, 8)
     return _rotation(2, roll) @ np.diag([1, -1, 1]) @ _rotation(0, pitch) @ _rotation(1, yaw)
 
@@ -236,16 +238,14 @@ def dress(rng: np.random.Generator, body: np.ndarray, stature: float) -> Figure:
         colour: Colour,
         part: int,
         lift: float = 0.02,
-        joints: bool = False,
+        markers: Sequence[Colour] = (),
     ) -> float:
         """Add a blob, radii and lift (towards the viewer) over stature; return its depth."""
         depth = float(body[list(points), 2].mean() + lift * stature)
         discs = body[list(points), :2], np.array(radii) * girth
         layers.append((depth, Blob(*discs, colour, part)))
-        if joints:  # a darker spot at both ends
-            for centre, radius in zip(*discs, strict=True):
-                spot = Blob(centre[None], 0.55 * radius[None], _shade(colour, 0.5), part)
-                layers.append((depth, spot))
+        for centre, radius, marker in zip(*discs, markers, strict=False):
+            layers.append((depth, Blob(centre[None], 0.75 * radius[None], marker, part)))
         return depth
 
     add((*SHOULDERS, *HIPS), (0.035, 0.035, 0.045, 0.045), shirt, TORSO, lift=0)
@@ -261,17 +261,20 @@ def dress(rng: np.random.Generator, body: np.ndarray, stature: float) -> Figure:
         exposed[EYES[side]] = add((EYES[side],), (0.019,), dark, HEAD) > max(skull, face)
         exposed[EARS[side]] = add((EARS[side],), (0.027,), bright, HEAD, lift=0.05) > skull
 
+        shoulder, elbow, wrist, hip, knee, ankle = (
+            _colour(rng, (hue - 3, hue + 3), (180, 255), (190, 255)) for hue in JOINT_HUES
+        )
         sleeve, lift = _colour(rng, hue, (150, 255), (110, 220)), rng.normal(0.02, 0.02)
         upper, lower = (SHOULDERS[side], ELBOWS[side]), (ELBOWS[side], WRISTS[side])
-        add(upper, (0.036, 0.029), sleeve, UPPER_ARM[side], lift, joints=True)
+        add(upper, (0.036, 0.029), sleeve, UPPER_ARM[side], lift, (shoulder, elbow))
         add((WRISTS[side], HANDS[side]), (0.018, 0.025), skin, FOREARM[side], lift)
-        add(lower, (0.028, 0.021), _shade(sleeve, 1.25), FOREARM[side], lift, joints=True)
+        add(lower, (0.028, 0.021), _shade(sleeve, 1.25), FOREARM[side], lift, (elbow, wrist))
 
         trouser, lift = _colour(rng, hue, (150, 255), (90, 200)), rng.normal(0.01, 0.01)
         upper, lower = (HIPS[side], KNEES[side]), (KNEES[side], ANKLES[side])
-        add(upper, (0.048, 0.036), trouser, THIGH[side], lift, joints=True)
+        add(upper, (0.048, 0.036), trouser, THIGH[side], lift, (hip, knee))
         add((ANKLES[side], TOES[side]), (0.026, 0.018), _shade(trouser, 0.3), SHIN[side], lift)
-        add(lower, (0.034, 0.025), _shade(trouser, 1.25), SHIN[side], lift, joints=True)
+        add(lower, (0.034, 0.025), _shade(trouser, 1.25), SHIN[side], lift, (knee, ankle))
 
     blobs = [blob for _, blob in sorted(layers, key=lambda layer: layer[0])]
     return Figure(body[:NUM_KEYPOINTS, :2], exposed, blobs)
