@@ -232,9 +232,10 @@ def test_rescoring_multiplies_by_the_mean_keypoint_score(model: InsPose) -> None
 
 
 def test_missing_annotations_in_training_name_the_cure(model: InsPose) -> None:
-    with pytest.raises(ValueError, match="MODEL.KEYPOINT_ON"):
-        instances = Instances((96, 128), gt_classes=torch.zeros(1))
-        train_step(model, [{"image": image_of((96, 128)), "instances": instances}])
+    instances = Instances((96, 128), gt_classes=torch.zeros(1))
+    inputs = [{"image": image_of((96, 128)), "instances": instances}]
+    with pytest.raises(ValueError, match=r"MODEL\.KEYPOINT_ON"):
+        train_step(model, inputs)
 
 
 @pytest.mark.slow

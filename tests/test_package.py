@@ -27,7 +27,8 @@ assert poses.pred_keypoints.shape == (len(poses), 17, 3) and len(poses) > 0
 try:
     import detectron2._C
 except ImportError:
-    print("no compiled operators,", "model_zoo" if "detectron2.model_zoo" in sys.modules else "fine")
+    print("no compiled operators")
+assert "detectron2.model_zoo" not in sys.modules  # it needs pkg_resources
 """
 
 
@@ -36,4 +37,4 @@ def test_predictor_runs_after_one_import_when_detectron2_has_no_compiled_operato
         [sys.executable, "-W", "ignore", "-c", APP], cwd=ROOT, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "no compiled operators, fine"
+    assert result.stdout.strip() == "no compiled operators"
