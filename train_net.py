@@ -11,6 +11,7 @@ import torch.distributed as dist
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
 from inspose_d2 import add_inspose_config
@@ -49,11 +50,13 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
 def main_under_torchrun(args: argparse.Namespace) -> None:
     """Run one worker that torchrun has started: the world is described by the environment."""
     on_gpu = torch.cuda.is_available()
-    dist.init_process_group("nccl" if on_gpu else "gloo")
-    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     if on_gpu:
-        torch.cuda.set_device(comm.get_local_rank())
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+    comm.synchronize()
     main(args)
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def assign_locations(
     ``radius * stride`` around the box centre, cut down to the box, and the largest of its
     distances to the sides of the box is in the range of its level, ends included (FCOS).
     Of several persons the smallest box wins, then the lower index. A person whom no location
-    fits, such as one with a single keypoint, gets the nearest one (ours).
+    fits, such as one with a single keypoint, competes for the nearest one (ours).
 
     Args:
         locations: the L locations of the image.

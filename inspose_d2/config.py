@@ -13,7 +13,8 @@ def add_inspose_config(cfg: CN) -> None:
 
     # Pyramid levels that predict persons, finest first (sec. 3.1: P3 to P7).
     cfg.MODEL.INSPOSE.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
-    # K, keypoints of a person; must equal the data set's (COCO: 17).
+    # K, keypoints of a person; must equal the data set's (COCO: 17). Evaluation of another K needs
+    # K values in TEST.KEYPOINT_OKS_SIGMAS.
     cfg.MODEL.INSPOSE.NUM_KEYPOINTS = 17
 
     # Towers of the classification and of the parameter head, each NUM_CONVS x
@@ -53,7 +54,8 @@ def add_inspose_config(cfg: CN) -> None:
     cfg.MODEL.INSPOSE.HEATMAP.ENABLED = True
     cfg.MODEL.INSPOSE.HEATMAP.NUM_CONVS = 2
     cfg.MODEL.INSPOSE.HEATMAP.CONV_DIM = 256
-    # A Gaussian is as wide as the person may shift with this IoU left (CornerNet), in (0, 1).
+    # Radius of a Gaussian: how far the corners of the pseudo-box may move with this IoU left,
+    # in (0, 1); see keypoint_codec.gaussian_radius (CornerNet).
     cfg.MODEL.INSPOSE.HEATMAP.MIN_OVERLAP = 0.7
 
     # Positive locations lie within this many strides of the pseudo-box centre (sec. 3.1, r).
@@ -84,5 +86,5 @@ def add_inspose_config(cfg: CN) -> None:
     # Score of a pose: its person probability, or (True) that times its mean keypoint score.
     cfg.MODEL.INSPOSE.KEYPOINT_RESCORE_TEST = False
 
-    # "SGD" (the paper) or "ADAMW", which learns faster from scratch in short training.
+    # "SGD" (the paper) or "ADAMW" (ours, for short training from scratch in configs/quick).
     cfg.SOLVER.OPTIMIZER = "SGD"

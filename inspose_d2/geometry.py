@@ -41,8 +41,12 @@ class Locations:
             compute_locations((x.shape[2], x.shape[3]), stride, x.device)
             for x, stride in zip(features, strides, strict=True)
         ]
-        counts = torch.tensor([len(level) for level in points], device=points[0].device)
-        levels = torch.arange(len(points), device=counts.device).repeat_interleave(counts)
+        levels = torch.cat(
+            [
+                torch.full((len(level),), number, device=level.device)
+                for number, level in enumerate(points)
+            ]
+        )
         return cls(torch.cat(points), points[0].new_tensor(strides)[levels], levels)
 
 

@@ -16,7 +16,7 @@ def conv_tower(in_channels: int, channels: int, num_convs: int, norm: str) -> nn
     Args:
         in_channels: channels of the input.
         channels: channels of each convolution.
-        num_convs: how many, at least 1.
+        num_convs: how many; 0 passes the input through.
         norm: name for ``detectron2.layers.get_norm``; "" for none.
 
     Returns:

@@ -115,6 +115,7 @@ class InsPose(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build the parts that the config describes; nothing else in this file reads it."""
         node = cfg.MODEL.INSPOSE
+        _check(node)
         k = node.NUM_KEYPOINTS
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
@@ -201,18 +202,19 @@ class InsPose(nn.Module):
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         pyramid = [features[name] for name in self.in_features]
-        map_feature = features[self.map_feature]
+        p3 = features[self.map_feature]
         locations = Locations.of(pyramid, self.strides)
 
         person_logits, params_features = self.head(pyramid)
+        disk_offsets = None if self.disk_offset_branch is None else self.disk_offset_branch(p3)
         predictions = Predictions(
             person_logits,
             params_features,
-            self.keypoint_branch(map_feature),
-            self.disk_offset_branch(map_feature) if self.disk_offset_branch else None,
+            self.keypoint_branch(p3),
+            disk_offsets,
         )
         if self.training:
-            heatmap_logits = self.heatmap_branch(map_feature) if self.heatmap_branch else None
+            heatmap_logits = None if self.heatmap_branch is None else self.heatmap_branch(p3)
             instances = [x["instances"].to(self.device) for x in batched_inputs]
             return self.losses(predictions, heatmap_logits, locations, instances)
 
@@ -363,6 +365,24 @@ class InsPose(nn.Module):
             nms_threshold=self.nms_threshold,
             max_poses=self.max_poses,
         )
+
+
+def _check(node: CfgNode) -> None:
+    """Refuse values of ``MODEL.INSPOSE`` that would fail later, or silently do something else."""
+    if node.UNLABELED_PERSONS not in ("ignore", "background"):
+        raise ValueError(
+            "MODEL.INSPOSE.UNLABELED_PERSONS must be 'ignore' or 'background', "
+            f"got {node.UNLABELED_PERSONS!r}"
+        )
+    if len(node.SIZES_OF_INTEREST) != len(node.IN_FEATURES) - 1:
+        raise ValueError(
+            "MODEL.INSPOSE.SIZES_OF_INTEREST are the bounds between the levels of IN_FEATURES: "
+            f"expected {len(node.IN_FEATURES) - 1} values, got {node.SIZES_OF_INTEREST}"
+        )
+    for name in ("", "KEYPOINT_BRANCH.", "DISK_OFFSET.", "HEATMAP."):
+        num_convs = (node[name[:-1]] if name else node).NUM_CONVS
+        if num_convs < 1:
+            raise ValueError(f"MODEL.INSPOSE.{name}NUM_CONVS must be at least 1, got {num_convs}")
 
 
 def _average_over_workers(counts: Tensor) -> Tensor:

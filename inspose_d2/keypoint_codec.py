@@ -127,7 +127,7 @@ def encode_heatmaps(
 
 
 def gaussian_radius(size: Tensor, min_overlap: float) -> Tensor:
-    """How far a box may shrink at both corners and keep the IoU (CornerNet sec. 3.2).
+    """How far both corners of a box may move outwards and keep the IoU (CornerNet sec. 3.2).
 
     Of CornerNet's three cases the third is always the smallest; it is taken here in the form of
     CornerNet's code, which divides by 2 where the quadratic formula has 2a.

@@ -5,8 +5,6 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import nms
 
-from .geometry import enclosing_boxes
-
 
 def select_poses(
     keypoints: Tensor,
@@ -31,8 +29,8 @@ def select_poses(
     Returns:
         Instances with pred_boxes, scores, pred_classes (0) and pred_keypoints, best first.
     """
-    boxes = enclosing_boxes(keypoints, torch.ones_like(keypoints[..., 0], dtype=torch.bool))
-    boxes = boxes + boxes.new_tensor([-0.5, -0.5, 0.5, 0.5])
+    xy = keypoints[..., :2]
+    boxes = torch.cat([xy.amin(dim=1) - 0.5, xy.amax(dim=1) + 0.5], dim=1)
     keep = nms(boxes, scores, nms_threshold)[:max_poses]
     return Instances(
         image_size,

@@ -1,5 +1,7 @@
 """The YAML files and the declared keys."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +108,22 @@ def test_no_config_key_is_unread() -> None:
     assert len(added) > 30
     assert added - read == set()
     assert "OPTIMIZER" in cfg.SOLVER.__dict__["_read"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("MODEL.INSPOSE.UNLABELED_PERSONS", "ignored"),
+        ("MODEL.INSPOSE.SIZES_OF_INTEREST", [64, 128]),
+        ("MODEL.INSPOSE.NUM_CONVS", 0),
+        ("MODEL.INSPOSE.HEATMAP.NUM_CONVS", 0),
+        ("MODEL.INSPOSE.KP_NET.NUM_LAYERS", 0),
+        ("SOLVER.OPTIMIZER", "ADAM"),
+    ],
+)
+def test_wrong_value_is_refused_by_the_name_of_its_key(
+    tiny_cfg: Callable[..., CfgNode], key: str, value: Any
+) -> None:
+    cfg = tiny_cfg([key, value])
+    with pytest.raises(ValueError, match=re.escape(key)):
+        Trainer.build_optimizer(cfg, build_model(cfg))

@@ -123,8 +123,10 @@ def update_pip() -> None:
     )
     if not done:
         index = os.environ.get("PIP_INDEX_URL", "https://pypi.org or the one in pip's settings")
-        reasons = [line for line in output.splitlines() if "broken by" in line] or [output]
-        sys.exit(f"The package index cannot be reached ({index}). pip says:\n{reasons[-1]}")
+        broken = [line for line in output.splitlines() if "broken by" in line]
+        if not broken:
+            sys.exit(f"pip could not install pip and setuptools. It says:\n{output}")
+        sys.exit(f"The package index cannot be reached ({index}). pip says:\n{broken[-1]}")
 
 
 def repair_opencv() -> None:
