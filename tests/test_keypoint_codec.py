@@ -350,3 +350,21 @@ def test_five_hundred_persons_are_encoded() -> None:
     assert offsets.isfinite().all()
     assert mask.flatten(1)[own].all()
     assert (heatmaps[own] == 1).all()
+
+
+def test_mirrored_maps_and_offsets_decode_to_the_mirrored_pose() -> None:
+    height, width, stride = 4, 6, 8
+    generator = torch.Generator().manual_seed(0)
+    cells = torch.randint(0, height * width, (3, 2), generator=generator)
+    offsets = torch.rand(4, height, width, generator=generator)  # x0, y0, x1, y1
+    mirrored_offsets = offsets.flip(2)
+    mirrored_offsets[0::2] = 1 - mirrored_offsets[0::2]
+    mirrored_cells = cells // width * width + (width - 1 - cells % width)
+    size = (height * stride, width * stride)
+    scores = torch.rand(3, 2, generator=generator)
+    pose, mirrored = (
+        decode_keypoints(c, scores, o, stride=stride, map_width=width, image_size=size)
+        for c, o in ((cells, offsets), (mirrored_cells, mirrored_offsets))
+    )
+    torch.testing.assert_close(mirrored[..., 0], size[1] - pose[..., 0])
+    torch.testing.assert_close(mirrored[..., 1:], pose[..., 1:])
