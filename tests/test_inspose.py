@@ -223,7 +223,8 @@ def test_mixed_sizes_train_and_predict(model: InsPose, make_instances: Make) -> 
 
 def test_rescoring_multiplies_by_the_mean_keypoint_score(model: InsPose) -> None:
     inputs = [{"image": image_of((96, 128))}]
-    model.nms_threshold = 1.0  # keep all, so that both runs keep the same
+    model.nms_threshold, model.max_poses = 1.0, 500  # so that both runs keep the same
+    model.keypoint_rescore = False
     plain = predict(model, inputs)[0]
     model.keypoint_rescore = True
     rescored = predict(model, inputs)[0]
