@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "quick" / "synthetic_people.yaml"
 TIMED_STEPS = 24  # of them the second half is timed
 RESERVE = 0.1  # share of the budget kept back for a machine that becomes slower
+DRAWN_SCORE = 0.15  # person probability times mean keypoint score
 NOSE, LEFT, RIGHT = (255, 0, 255), (40, 120, 255), (255, 140, 0)  # RGB, colours of fig. 2
 
 logger = logging.getLogger("inspose_d2.demo")
@@ -183,7 +184,7 @@ def draw_grid(cfg: CfgNode, path: Path, title: str, num_images: int = 8, zoom: i
         for person in record["annotations"]:
             keypoints = np.reshape(person["keypoints"], (-1, 3))
             draw_pose(truth, keypoints * [zoom, zoom, 1], keypoints[:, 2] > 0, meta)
-        sure = instances[instances.scores > 0.3]
+        sure = instances[instances.scores > DRAWN_SCORE]
         for keypoints in sure.pred_keypoints.numpy():
             draw_pose(guess, keypoints * [zoom, zoom, 1], keypoints[:, 2] > 0.05, meta)
         for column, (picture, label) in enumerate(((truth, "ground truth"), (guess, "InsPose"))):
@@ -220,7 +221,8 @@ def main() -> None:
     (args.output / "metrics.json").unlink(missing_ok=True)
 
     setup_logger(name="inspose_d2", abbrev_name="inspose")
-    setup_logger(str(args.output / "log.txt"), name="detectron2").setLevel(logging.WARNING)
+    detectron2_logger = setup_logger(str(args.output / "log.txt"), name="detectron2")
+    detectron2_logger.handlers[0].setLevel(logging.WARNING)  # the terminal; all goes to the file
     cfg = load_config(args.output, args.seed)
     cfg.merge_from_list(args.opts)
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
