@@ -13,6 +13,7 @@ from detectron2.modeling import build_model
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.utils.analysis import FlopCountAnalysis
 from fvcore.nn import parameter_count
+from fvcore.nn.jit_handles import bmm_flop_jit
 
 from inspose_d2 import InsPose, add_inspose_config
 
@@ -79,8 +80,10 @@ def main() -> None:
     params = parameter_count(model)
     with torch.no_grad():
         flops = FlopCountAnalysis(model, inputs)
+    flops.set_op_handle("aten::baddbmm", lambda inputs, out: bmm_flop_jit(inputs[1:3], out))
     flops.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    macs = flops.by_module()
+    # Detectron2 traces a wrapper, whose attribute "model" the model is.
+    macs = {name.removeprefix("model."): count for name, count in flops.by_module().items()}
     params_of, macs_of = part_sums(params), part_sums(macs)
     macs_of[f"{args.persons} KP-Nets and their parameters"] = macs[""] - sum(macs_of.values())
     print(f"{args.config_file} at {args.size[0]}x{args.size[1]}\n")
