@@ -17,6 +17,12 @@ class Candidates:
     points: Tensor  # (N, 2) x, y in image pixels
     strides: Tensor  # (N,) stride of the pyramid level
 
+    def __getitem__(self, chosen: slice) -> "Candidates":
+        """Take some of them."""
+        return Candidates(
+            self.image[chosen], self.index[chosen], self.points[chosen], self.strides[chosen]
+        )
+
     def slices(self, num_images: int) -> list[slice]:
         """Say which candidates belong to each image of the batch."""
         ends = self.image.bincount(minlength=num_images).cumsum(0).tolist()

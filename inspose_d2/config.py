@@ -32,8 +32,13 @@ def add_inspose_config(cfg: CN) -> None:
     cfg.MODEL.INSPOSE.KP_NET.NUM_LAYERS = 3
     cfg.MODEL.INSPOSE.KP_NET.CHANNELS = 8
 
+    # Image pixels per cell of keypoint maps and disk offsets: 16, 8, 4, 2 in Table 3. Where the
+    # stride of KEYPOINT_BRANCH.IN_FEATURE is another, the outputs of the keypoint feature branch
+    # and of the disk offset branch are resampled bilinearly; heatmaps keep the feature's stride.
+    cfg.MODEL.INSPOSE.MAP_STRIDE = 8
+
     # Keypoint feature branch, the shared input of all KP-Nets (sec. 3.2). IN_FEATURE
-    # is read by the disk offset and the heatmap branch too; its stride is the maps'.
+    # is read by the disk offset and the heatmap branch too.
     cfg.MODEL.INSPOSE.KEYPOINT_BRANCH = CN()
     cfg.MODEL.INSPOSE.KEYPOINT_BRANCH.IN_FEATURE = "p3"
     cfg.MODEL.INSPOSE.KEYPOINT_BRANCH.NUM_CONVS = 4
@@ -58,6 +63,11 @@ def add_inspose_config(cfg: CN) -> None:
     # in (0, 1); see keypoint_codec.gaussian_radius (CornerNet).
     cfg.MODEL.INSPOSE.HEATMAP.MIN_OVERLAP = 0.7
 
+    # Box head (sec. 3.4, Table 4): predicts a box at each location; persons are then assigned by
+    # their annotated boxes, not by pseudo-boxes; NMS and `pred_boxes` take the predicted ones.
+    cfg.MODEL.INSPOSE.BOX_HEAD = CN()
+    cfg.MODEL.INSPOSE.BOX_HEAD.ENABLED = False
+
     # Positive locations lie within this many strides of the pseudo-box centre (sec. 3.1, r).
     cfg.MODEL.INSPOSE.CENTER_SAMPLING_RADIUS = 1.5
     # Bounds between the levels, in pixels of the network input, for the largest distance from
@@ -76,9 +86,11 @@ def add_inspose_config(cfg: CN) -> None:
     cfg.MODEL.INSPOSE.LOSS_WEIGHT.KEYPOINT = 1.0
     cfg.MODEL.INSPOSE.LOSS_WEIGHT.DISK_OFFSET = 1.0
     cfg.MODEL.INSPOSE.LOSS_WEIGHT.HEATMAP = 1.0
+    cfg.MODEL.INSPOSE.LOSS_WEIGHT.BOX = 1.0
 
     # Inference (sec. 3.4): locations with a person probability above the threshold, of these
-    # the best per image, then NMS on the boxes around their keypoints at this IoU.
+    # the best per image, then NMS at this IoU on the boxes around their keypoints, or on
+    # the predicted ones with the box head.
     # TEST.DETECTIONS_PER_IMAGE poses are kept.
     cfg.MODEL.INSPOSE.SCORE_THRESH_TEST = 0.1
     cfg.MODEL.INSPOSE.TOPK_CANDIDATES_TEST = 500

@@ -1,4 +1,4 @@
-"""Predictions at every location of every level: person or not, and KP-Net parameters (sec. 3.1)."""
+"""Predictions at every location: person or not, KP-Net parameters (sec. 3.1), a box (Table 4)."""
 
 import math
 
@@ -8,6 +8,8 @@ from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn
 
 from .candidates import Candidates
+
+MAX_LOG_DISTANCE = 7.0  # e^7 strides are beyond any image: a wild prediction stays finite
 
 
 def conv_tower(in_channels: int, channels: int, num_convs: int, norm: str) -> nn.Sequential:
@@ -55,8 +57,8 @@ def prior_bias(probability: float) -> float:
 class InsPoseHead(nn.Module):
     """Classification head and parameter head, their weights shared over the levels (fig. 3).
 
-    Only a few hundred of some 20,000 locations ever need their KP-Net parameters. So ``forward``
-    stops at the features that :meth:`predict_params` reads at chosen locations.
+    Only a few hundred of some 20,000 locations ever need their KP-Net parameters or their box. So
+    ``forward`` stops at the features that :meth:`patches_at` reads at chosen locations.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class InsPoseHead(nn.Module):
         norm: str,
         num_params: int,
         prior_prob: float,
+        with_boxes: bool,
     ) -> None:
         """Build both towers.
 
@@ -78,12 +81,14 @@ class InsPoseHead(nn.Module):
             norm: norm of the towers.
             num_params: P, parameters of a KP-Net.
             prior_prob: person probability of an untrained location.
+            with_boxes: whether boxes are predicted from the parameter tower (end of sec. 3.4).
         """
         super().__init__()
         self.cls_subnet = conv_tower(in_channels, conv_dim, num_convs, norm)
         self.cls_score = nn.Conv2d(conv_dim, 1, 3, padding=1)
         self.params_subnet = conv_tower(in_channels, conv_dim, num_convs, norm)
         self.params_pred = nn.Conv2d(conv_dim, num_params, 3, padding=1)
+        self.box_pred = nn.Conv2d(conv_dim, 4, 3, padding=1) if with_boxes else None
         init_as_retinanet(self)
         nn.init.constant_(self.cls_score.bias, prior_bias(prior_prob))  # type: ignore[arg-type]
 
@@ -95,26 +100,54 @@ class InsPoseHead(nn.Module):
 
         Returns:
             (B, L) person logits, L over all levels, row by row, and per level the
-            (B, conv_dim, H_l, W_l) input of :meth:`predict_params`.
+            (B, conv_dim, H_l, W_l) input of :meth:`patches_at`.
         """
         logits = [self.cls_score(self.cls_subnet(x)).flatten(1) for x in features]
         return torch.cat(logits, dim=1), [self.params_subnet(x) for x in features]
 
-    def predict_params(self, params_features: list[Tensor], candidates: Candidates) -> Tensor:
-        """Apply the last convolution of the parameter head at N locations only.
+    def patches_at(self, params_features: list[Tensor], candidates: Candidates) -> Tensor:
+        """Gather what the last 3x3 convolutions see at N locations.
 
         Args:
             params_features: from :meth:`forward`.
             candidates: the locations, counted as in the logits.
 
         Returns:
-            (N, P) KP-Net parameters.
+            (N, 9 * conv_dim) patches.
         """
         cells = torch.cat([F.pad(x, (1, 1, 1, 1)).flatten(2) for x in params_features], dim=2)
         neighbours = _neighbours([x.shape[2:] for x in params_features], cells.device)
         patches = cells[candidates.image[:, None], :, neighbours[candidates.index]]  # (N, 9, C)
-        weight = self.params_pred.weight.permute(0, 2, 3, 1).flatten(1)
-        return F.linear(patches.flatten(1), weight, self.params_pred.bias)
+        return patches.flatten(1)
+
+    def predict_params(self, patches: Tensor) -> Tensor:
+        """Map (N, 9 * conv_dim) patches to (N, P) KP-Net parameters."""
+        return _convolve(self.params_pred, patches)
+
+    def predict_boxes(self, patches: Tensor, candidates: Candidates) -> Tensor | None:
+        """Predict the box of the person at each location.
+
+        The outputs are logarithms of the distances, in strides, from the location to the left,
+        upper, right and lower side of the box (ours; FCOS learns a scale per level besides).
+
+        Args:
+            patches: (N, 9 * conv_dim) from :meth:`patches_at`.
+            candidates: the N locations.
+
+        Returns:
+            (N, 4) boxes x0, y0, x1, y1 in image pixels, float32; None without the box head.
+        """
+        if self.box_pred is None:
+            return None
+        log_distances = _convolve(self.box_pred, patches).float()
+        distances = log_distances.clamp(max=MAX_LOG_DISTANCE).exp() * candidates.strides[:, None]
+        low, high = distances.split(2, dim=1)
+        return torch.cat([candidates.points - low, candidates.points + high], dim=1)
+
+
+def _convolve(conv: nn.Conv2d, patches: Tensor) -> Tensor:
+    """Apply a 3x3 convolution to (N, 9 * C) patches, row by row, channels last: (N, out)."""
+    return F.linear(patches, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
 
 
 def _neighbours(sizes: list[torch.Size], device: torch.device) -> Tensor:

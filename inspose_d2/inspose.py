@@ -12,15 +12,16 @@ from detectron2.structures import ImageList, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
+from torchvision.ops import clip_boxes_to_image
 
 from .branches import DiskOffsetBranch, HeatmapBranch, KeypointFeatureBranch
-from .candidates import candidates_at, select_by_score
+from .candidates import Candidates, candidates_at, select_by_score
 from .geometry import Locations, map_size
 from .head import InsPoseHead
 from .keypoint_codec import decode_keypoints
 from .kp_net import KPNet
-from .losses import classification_loss, disk_offset_loss, heatmap_loss, keypoint_loss
-from .postprocess import select_poses
+from .losses import box_loss, classification_loss, disk_offset_loss, heatmap_loss, keypoint_loss
+from .postprocess import boxes_of_poses, select_poses
 from .target_generator import PERSON, TargetGenerator, Targets
 
 
@@ -29,7 +30,7 @@ class Predictions:
     """What the network says of B images with L locations each; H, W at the maps' stride."""
 
     person_logits: Tensor  # (B, L)
-    params_features: list[Tensor]  # per level, the input of InsPoseHead.predict_params
+    params_features: list[Tensor]  # per level, the input of InsPoseHead.patches_at
     keypoint_features: Tensor  # (B, C, H, W), shared input of the KP-Nets
     disk_offsets: Tensor | None  # (B, 2K, H, W) in cells; None without the branch
 
@@ -120,21 +121,24 @@ class InsPose(nn.Module):
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
         map_feature = shapes[node.KEYPOINT_BRANCH.IN_FEATURE]
+        _check_map_stride(node.MAP_STRIDE, map_feature.stride, backbone.size_divisibility)
+        map_scale = map_feature.stride / node.MAP_STRIDE
         kp_net = KPNet(
-            stride=map_feature.stride,
+            stride=node.MAP_STRIDE,
             feature_channels=node.KEYPOINT_BRANCH.OUT_CHANNELS,
             channels=node.KP_NET.CHANNELS,
             num_layers=node.KP_NET.NUM_LAYERS,
             num_keypoints=k,
         )
 
-        def branch_args(branch: CfgNode, out_channels: int) -> dict[str, Any]:
+        def branch_args(branch: CfgNode, out_channels: int, scale: float) -> dict[str, Any]:
             return {
                 "in_channels": map_feature.channels,
                 "num_convs": branch.NUM_CONVS,
                 "conv_dim": branch.CONV_DIM,
                 "norm": node.NORM,
                 "out_channels": out_channels,
+                "scale": scale,
             }
 
         return {
@@ -146,20 +150,25 @@ class InsPose(nn.Module):
                 norm=node.NORM,
                 num_params=kp_net.num_params,
                 prior_prob=node.PRIOR_PROB,
+                with_boxes=node.BOX_HEAD.ENABLED,
             ),
             "kp_net": kp_net,
             "keypoint_branch": KeypointFeatureBranch(
-                **branch_args(node.KEYPOINT_BRANCH, node.KEYPOINT_BRANCH.OUT_CHANNELS)
+                **branch_args(node.KEYPOINT_BRANCH, node.KEYPOINT_BRANCH.OUT_CHANNELS, map_scale)
             ),
-            "disk_offset_branch": DiskOffsetBranch(**branch_args(node.DISK_OFFSET, 2 * k))
+            "disk_offset_branch": DiskOffsetBranch(
+                **branch_args(node.DISK_OFFSET, 2 * k, map_scale)
+            )
             if node.DISK_OFFSET.ENABLED
             else None,
-            "heatmap_branch": HeatmapBranch(**branch_args(node.HEATMAP, k))
+            "heatmap_branch": HeatmapBranch(**branch_args(node.HEATMAP, k, 1))
             if node.HEATMAP.ENABLED
             else None,
             "target_generator": TargetGenerator(
                 num_keypoints=k,
-                map_stride=map_feature.stride,
+                map_stride=node.MAP_STRIDE,
+                heatmap_stride=map_feature.stride,
+                assign_by_boxes=node.BOX_HEAD.ENABLED,
                 center_sampling_radius=node.CENTER_SAMPLING_RADIUS,
                 sizes_of_interest=node.SIZES_OF_INTEREST,
                 ignore_unlabeled=node.UNLABELED_PERSONS == "ignore",
@@ -191,8 +200,8 @@ class InsPose(nn.Module):
         Args:
             batched_inputs: as Detectron2's ``DatasetMapper`` makes them. Per image: "image",
                 (C, H, W) in the order of ``INPUT.FORMAT``; in training "instances" with
-                gt_keypoints and gt_boxes; in evaluation, optionally, "height" and "width" that
-                the poses are to be scaled to.
+                gt_keypoints, gt_boxes and gt_classes; in evaluation, optionally, "height" and
+                "width" that the poses are to be scaled to.
 
         Returns:
             Training: dict of the losses of eq. 5. Evaluation: per image {"instances":
@@ -248,9 +257,9 @@ class InsPose(nn.Module):
 
         Args:
             predictions: of the network.
-            heatmap_logits: (B, K, H, W); None without the branch.
+            heatmap_logits: (B, K, H', W') at the stride of P3; None without the branch.
             locations: of the padded images.
-            instances: gt_keypoints and gt_boxes per image.
+            instances: gt_keypoints, gt_boxes and gt_classes per image.
 
         Returns:
             The terms of eq. 5, weighted. A branch that does not exist has none. All are
@@ -259,8 +268,8 @@ class InsPose(nn.Module):
         features = predictions.keypoint_features
         map_shape = (features.shape[2], features.shape[3])
         targets = self.target_generator(instances, locations, map_shape)
-        positives = targets.positives
-        params = self.head.predict_params(predictions.params_features, positives)
+        patches = self.head.patches_at(predictions.params_features, targets.positives)
+        boxes = self.head.predict_boxes(patches, targets.positives)
         num_positives, num_pairs, num_offsets, num_labelled = _average_over_workers(
             torch.stack(
                 [
@@ -281,7 +290,10 @@ class InsPose(nn.Module):
                 gamma=self.focal_loss_gamma,
             )
             / num_positives,
-            "loss_keypoint": self._keypoint_loss(params, features, targets) / num_pairs,
+            "loss_keypoint": self._keypoint_loss(
+                self.head.predict_params(patches), features, targets
+            )
+            / num_pairs,
         }
         if predictions.disk_offsets is not None:
             losses["loss_disk_offset"] = (
@@ -290,6 +302,8 @@ class InsPose(nn.Module):
             )
         if heatmap_logits is not None:
             losses["loss_heatmap"] = heatmap_loss(heatmap_logits, targets.heatmaps) / num_labelled
+        if boxes is not None:
+            losses["loss_box"] = box_loss(boxes, targets.boxes) / num_positives
         return {name: self.loss_weights[name] * loss for name, loss in losses.items()}
 
     def _keypoint_loss(self, params: Tensor, features: Tensor, targets: Targets) -> Tensor:
@@ -319,12 +333,14 @@ class InsPose(nn.Module):
         chosen = select_by_score(scores, self.score_threshold, self.topk_candidates)
         candidates = candidates_at(locations, chosen)
         scores = scores[candidates.image, candidates.index]
-        params = self.head.predict_params(predictions.params_features, candidates)
+        patches = self.head.patches_at(predictions.params_features, candidates)
+        params = self.head.predict_params(patches)
+        boxes = self.head.predict_boxes(patches, candidates)
         return [
             self._poses_of_image(
+                candidates[own],
                 params[own],
-                candidates.points[own],
-                candidates.strides[own],
+                None if boxes is None else boxes[own],
                 scores[own],
                 predictions.keypoint_features[image],
                 None if predictions.disk_offsets is None else predictions.disk_offsets[image],
@@ -335,9 +351,9 @@ class InsPose(nn.Module):
 
     def _poses_of_image(
         self,
+        candidates: Candidates,
         params: Tensor,
-        points: Tensor,
-        strides: Tensor,
+        boxes: Tensor | None,
         scores: Tensor,
         features: Tensor,
         disk_offsets: Tensor | None,
@@ -346,7 +362,7 @@ class InsPose(nn.Module):
         """Run the candidates' KP-Nets over the unpadded part of their image and decode them."""
         height, width = map_size(image_size, self.kp_net.stride)
         cells, keypoint_scores = self.kp_net.peaks(
-            params, points, strides, features[:, :height, :width]
+            params, candidates.points, candidates.strides, features[:, :height, :width]
         )
         keypoints = decode_keypoints(
             cells,
@@ -360,6 +376,7 @@ class InsPose(nn.Module):
             scores = scores * keypoint_scores.mean(dim=1)
         return select_poses(
             keypoints,
+            boxes_of_poses(keypoints) if boxes is None else clip_boxes_to_image(boxes, image_size),
             scores,
             image_size,
             nms_threshold=self.nms_threshold,
@@ -383,6 +400,17 @@ def _check(node: CfgNode) -> None:
         num_convs = (node[name[:-1]] if name else node).NUM_CONVS
         if num_convs < 1:
             raise ValueError(f"MODEL.INSPOSE.{name}NUM_CONVS must be at least 1, got {num_convs}")
+
+
+def _check_map_stride(map_stride: int, feature_stride: int, size_divisibility: int) -> None:
+    """Refuse maps whose cells do not fit into those of their feature, or into a padded image."""
+    small, large = sorted([map_stride, feature_stride])
+    if small < 1 or large % small or size_divisibility % large:
+        raise ValueError(
+            f"MODEL.INSPOSE.MAP_STRIDE is {map_stride}: it must divide the stride of "
+            f"KEYPOINT_BRANCH.IN_FEATURE, {feature_stride}, or be a multiple of it, and divide "
+            f"{size_divisibility}, which images are padded to"
+        )
 
 
 def _average_over_workers(counts: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""The four terms of the loss (eq. 5), each as a sum; the caller divides by its normaliser."""
+"""The terms of the loss (eq. 5, Table 4), each as a sum; the caller divides by its normaliser."""
 
 import torch.nn.functional as F
-from fvcore.nn import sigmoid_focal_loss
+from fvcore.nn import giou_loss, sigmoid_focal_loss
 from torch import Tensor
 
 
@@ -67,3 +67,16 @@ def heatmap_loss(logits: Tensor, targets: Tensor) -> Tensor:
     at_keypoint = -F.logsigmoid(logits) * (1 - score).square()
     elsewhere = -F.logsigmoid(-logits) * score.square() * (1 - targets).pow(4)
     return at_keypoint.where(targets == 1, elsewhere).sum()
+
+
+def box_loss(boxes: Tensor, targets: Tensor) -> Tensor:
+    """GIoU loss of the box head, 1 - GIoU of each box (Table 4; Rezatofighi et al. 2019).
+
+    Args:
+        boxes: (N, 4) predicted x0, y0, x1, y1 in image pixels.
+        targets: (N, 4) annotated.
+
+    Returns:
+        Scalar sum, each box in [0, 2].
+    """
+    return giou_loss(boxes.float(), targets, reduction="sum")

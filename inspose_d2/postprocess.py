@@ -6,21 +6,36 @@ from torch import Tensor
 from torchvision.ops import nms
 
 
+def boxes_of_poses(keypoints: Tensor) -> Tensor:
+    """Boxes around all keypoints of each pose.
+
+    They reach half a pixel beyond the outermost keypoints. So poses that lie in a line have an IoU
+    too, and ``detector_postprocess`` does not drop them as empty (ours).
+
+    Args:
+        keypoints: (N, K, 3) x, y in pixels, score.
+
+    Returns:
+        (N, 4) x0, y0, x1, y1.
+    """
+    xy = keypoints[..., :2]
+    return torch.cat([xy.amin(dim=1) - 0.5, xy.amax(dim=1) + 0.5], dim=1)
+
+
 def select_poses(
     keypoints: Tensor,
+    boxes: Tensor,
     scores: Tensor,
     image_size: tuple[int, int],
     *,
     nms_threshold: float,
     max_poses: int,
 ) -> Instances:
-    """Suppress double poses by the boxes around their keypoints and keep the best.
-
-    The boxes reach half a pixel beyond the outermost keypoints. So poses that lie in a line have
-    an IoU too, and ``detector_postprocess`` does not drop them as empty (ours).
+    """Suppress double poses by their boxes and keep the best.
 
     Args:
         keypoints: (N, K, 3) x, y in pixels, score.
+        boxes: (N, 4) of :func:`boxes_of_poses` or of the box head.
         scores: (N,) pose scores.
         image_size: (H, W) of the image.
         nms_threshold: IoU above which the lower score goes.
@@ -29,8 +44,6 @@ def select_poses(
     Returns:
         Instances with pred_boxes, scores, pred_classes (0) and pred_keypoints, best first.
     """
-    xy = keypoints[..., :2]
-    boxes = torch.cat([xy.amin(dim=1) - 0.5, xy.amax(dim=1) + 0.5], dim=1)
     keep = nms(boxes, scores, nms_threshold)[:max_poses]
     return Instances(
         image_size,

@@ -1,4 +1,4 @@
-"""What the network should say of a batch: all targets, made from ``gt_keypoints`` (sec. 3)."""
+"""What the network should say of a batch: all targets, made from the annotations (sec. 3)."""
 
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ from .geometry import Locations, enclosing_boxes
 from .keypoint_codec import encode_cells, encode_disk_offsets, encode_heatmaps
 
 PERSON, NO_PERSON, LEFT_OUT = 1, 0, -1
+CROWD = -1  # in gt_classes: a region of persons who are not annotated one by one
 
 
 @dataclass
@@ -22,10 +23,22 @@ class Targets:
     positives: Candidates  # N
     cells: Tensor  # (N, K) cell of each keypoint of the positive's person
     labelled: Tensor  # (N, K) bool
+    boxes: Tensor  # (N, 4) box that the person was assigned by, image pixels
     disk_offsets: Tensor  # (B, 2K, H, W) in cells
     disk_mask: Tensor  # (B, K, H, W) bool
-    heatmaps: Tensor  # (B, K, H, W)
+    heatmaps: Tensor  # (B, K, H', W') at the stride of the heatmaps
     num_labelled: Tensor  # scalar, labelled keypoints of all persons
+
+
+@dataclass
+class _Persons:
+    """The n persons of an image that are to be found, and which location finds whom."""
+
+    keypoints: Tensor  # (n, K, 3)
+    labelled: Tensor  # (n, K) bool
+    boxes: Tensor  # (n, 4)
+    labels: Tensor  # (L,)
+    of_positive: Tensor  # (N,) person of each positive location, in the order of the locations
 
 
 class TargetGenerator:
@@ -36,6 +49,8 @@ class TargetGenerator:
         *,
         num_keypoints: int,
         map_stride: int,
+        heatmap_stride: int,
+        assign_by_boxes: bool,
         center_sampling_radius: float,
         sizes_of_interest: list[int],
         ignore_unlabeled: bool,
@@ -46,16 +61,21 @@ class TargetGenerator:
 
         Args:
             num_keypoints: K.
-            map_stride: image pixels per cell of the keypoint maps.
+            map_stride: image pixels per cell of keypoint maps and disk offsets.
+            heatmap_stride: the same of the heatmaps.
+            assign_by_boxes: whether all persons with an annotated box are to be found, by these
+                boxes, or those with a labelled keypoint, by pseudo-boxes.
             center_sampling_radius: see :func:`assign_locations`, in strides.
             sizes_of_interest: the same, in pixels.
-            ignore_unlabeled: whether the boxes of persons without labelled keypoints (crowds
-                too) are left out of the classification loss.
+            ignore_unlabeled: whether the boxes of those who are not to be found (crowds too)
+                are left out of the classification loss.
             disk_radius: see :func:`encode_disk_offsets`, in cells.
             heatmap_min_overlap: see :func:`encode_heatmaps`.
         """
         self.num_keypoints = num_keypoints
         self.map_stride = map_stride
+        self.heatmap_stride = heatmap_stride
+        self.assign_by_boxes = assign_by_boxes
         self.center_sampling_radius = center_sampling_radius
         self.sizes_of_interest = sizes_of_interest
         self.ignore_unlabeled = ignore_unlabeled
@@ -69,8 +89,8 @@ class TargetGenerator:
         """Make the targets of a batch.
 
         Args:
-            instances: per image gt_keypoints (n, K, 3) in pixels and gt_boxes, on the
-                device of the locations. An image without persons needs no gt_keypoints.
+            instances: per image gt_keypoints (n, K, 3) in pixels, gt_boxes and gt_classes, on
+                the device of the locations. An image without persons needs no gt_keypoints.
             locations: the L locations of the padded images.
             map_size: (H, W) of the keypoint maps of the padded images.
 
@@ -80,29 +100,46 @@ class TargetGenerator:
         Raises:
             ValueError: persons without gt_keypoints, or with another number of keypoints.
         """
-        per_image = [self._targets_of_image(x, locations, map_size) for x in instances]
-        labels, cells, labelled, offsets, masks, heatmaps, counts = zip(*per_image, strict=True)
+        persons = [self._persons(x, locations) for x in instances]
+        labels = torch.stack([x.labels for x in persons])
+        height, width = (n * self.map_stride // self.heatmap_stride for n in map_size)
+        disks = [
+            encode_disk_offsets(x.keypoints, self.map_stride, map_size, self.disk_radius)
+            for x in persons
+        ]
+        heatmaps = [
+            encode_heatmaps(
+                x.keypoints,
+                enclosing_boxes(x.keypoints, x.labelled),
+                self.heatmap_stride,
+                (height, width),
+                self.heatmap_min_overlap,
+            )
+            for x in persons
+        ]
+        cells = [encode_cells(x.keypoints, self.map_stride, map_size) for x in persons]
         return Targets(
-            labels=torch.stack(labels),
-            positives=candidates_at(locations, torch.stack(labels) == PERSON),
-            cells=torch.cat(cells),
-            labelled=torch.cat(labelled),
-            disk_offsets=torch.stack(offsets),
-            disk_mask=torch.stack(masks),
+            labels=labels,
+            positives=candidates_at(locations, labels == PERSON),
+            cells=torch.cat([c[x.of_positive] for c, x in zip(cells, persons, strict=True)]),
+            labelled=torch.cat([x.labelled[x.of_positive] for x in persons]),
+            boxes=torch.cat([x.boxes[x.of_positive] for x in persons]),
+            disk_offsets=torch.stack([offsets for offsets, _ in disks]),
+            disk_mask=torch.stack([mask for _, mask in disks]),
             heatmaps=torch.stack(heatmaps),
-            num_labelled=torch.stack(counts).sum(),
+            num_labelled=torch.stack([x.labelled.sum() for x in persons]).sum(),
         )
 
-    def _targets_of_image(
-        self, instances: Instances, locations: Locations, map_size: tuple[int, int]
-    ) -> tuple[Tensor, ...]:
-        """Make the targets of one image, in the order in which ``__call__`` unpacks them."""
+    def _persons(self, instances: Instances, locations: Locations) -> _Persons:
+        """Choose the persons of an image that are to be found and assign the locations."""
         keypoints = self._keypoints(instances, locations.points)
-        has_pose = (keypoints[..., 2] > 0).any(dim=1)
-        poses = keypoints[has_pose]
-        labelled = poses[..., 2] > 0
-        boxes = enclosing_boxes(poses, labelled)
-
+        labelled = keypoints[..., 2] > 0
+        if self.assign_by_boxes:
+            to_find = instances.gt_classes != CROWD
+            boxes = instances.gt_boxes.tensor[to_find]
+        else:
+            to_find = labelled.any(dim=1)
+            boxes = enclosing_boxes(keypoints[to_find], labelled[to_find])
         person = assign_locations(
             locations,
             boxes,
@@ -111,18 +148,10 @@ class TargetGenerator:
         )
         positive = person != BACKGROUND
         labels = torch.where(positive, PERSON, NO_PERSON)
-        if self.ignore_unlabeled and not has_pose.all():
-            unlabeled = inside_any(locations, instances.gt_boxes.tensor[~has_pose])
-            labels[unlabeled & ~positive] = LEFT_OUT
-
-        return (
-            labels,
-            encode_cells(poses, self.map_stride, map_size)[person[positive]],
-            labelled[person[positive]],
-            *encode_disk_offsets(poses, self.map_stride, map_size, self.disk_radius),
-            encode_heatmaps(poses, boxes, self.map_stride, map_size, self.heatmap_min_overlap),
-            labelled.sum(),
-        )
+        if self.ignore_unlabeled and not to_find.all():
+            left_out = inside_any(locations, instances.gt_boxes.tensor[~to_find])
+            labels[left_out & ~positive] = LEFT_OUT
+        return _Persons(keypoints[to_find], labelled[to_find], boxes, labels, person[positive])
 
     def _keypoints(self, instances: Instances, like: Tensor) -> Tensor:
         """Keypoints (n, K, 3) of an image; (0, K, 3) where there is no person."""

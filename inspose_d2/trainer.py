@@ -91,10 +91,14 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
-        """Evaluate keypoints only: the boxes around them are no detected boxes."""
+        """Evaluate keypoints, and boxes where there is a box head.
+
+        Without it the boxes of the poses are only what encloses their keypoints.
+        """
+        with_boxes = cfg.MODEL.INSPOSE.BOX_HEAD.ENABLED
         return COCOEvaluator(
             dataset_name,
-            tasks=("keypoints",),
+            tasks=("bbox", "keypoints") if with_boxes else ("keypoints",),
             output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"),
             kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
         )

@@ -7,10 +7,17 @@ from inspose_d2.branches import DiskOffsetBranch, HeatmapBranch, KeypointFeature
 BRANCHES = [KeypointFeatureBranch, DiskOffsetBranch, HeatmapBranch]
 
 
-def make(branch: type[nn.Module], out_channels: int = 5, num_convs: int = 1) -> nn.Module:
+def make(
+    branch: type[nn.Module], out_channels: int = 5, num_convs: int = 1, scale: float = 1
+) -> nn.Module:
     torch.manual_seed(0)
     return branch(
-        in_channels=16, num_convs=num_convs, conv_dim=32, norm="GN", out_channels=out_channels
+        in_channels=16,
+        num_convs=num_convs,
+        conv_dim=32,
+        norm="GN",
+        out_channels=out_channels,
+        scale=scale,
     )
 
 
@@ -30,6 +37,27 @@ def test_branch_keeps_stride_and_has_its_channels(
         f"tower.{i}.{x}" for i in range(num_convs) for x in ("weight", "norm.weight", "norm.bias")
     }
     assert set(module.state_dict()) == names | {"predictor.weight", "predictor.bias"}
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_half_the_resolution_is_the_mean_of_four_cells(branch: type[nn.Module]) -> None:
+    feature = torch.randn(2, 16, 4, 6, generator=torch.Generator().manual_seed(1))
+    full, half = make(branch)(feature), make(branch, scale=0.5)(feature)
+    torch.testing.assert_close(half, full.unflatten(3, (3, 2)).unflatten(2, (2, 2)).mean((3, 5)))
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_higher_resolution_interpolates_between_the_centres_of_cells(scale: int) -> None:
+    # An output that is x + 10 y at the centres of its cells, in cells of the feature, is still
+    # that at the centres of the finer cells, except within half a coarse cell of the border.
+    module = make(KeypointFeatureBranch, out_channels=1, scale=scale)
+    module.tower = module.predictor = nn.Identity()
+    x, y = torch.arange(7) + 0.5, torch.arange(5) + 0.5
+    fine_x, fine_y = ((torch.arange(n * scale) + 0.5) / scale for n in (7, 5))
+    output = module((x + 10 * y[:, None])[None, None])
+    inner = slice(scale // 2, -(scale // 2))
+    expected = (fine_x + 10 * fine_y[:, None])[inner, inner]
+    torch.testing.assert_close(output[0, 0, inner, inner], expected)
 
 
 @pytest.mark.parametrize("branch", BRANCHES)

@@ -43,8 +43,11 @@ def test_slices_cut_candidates_by_image(flags: list[list[bool]]) -> None:
     assert len(slices) == len(flags)
     for image, own in enumerate(slices):
         expected = [i for i, flag in enumerate(flags[image]) if flag]
-        assert candidates.index[own].tolist() == expected
-        assert (candidates.image[own] == image).all()
+        part = candidates[own]
+        assert part.index.tolist() == expected
+        assert (part.image == image).all()
+        assert part.points.equal(candidates.points[own])
+        assert part.strides.equal(candidates.strides[own])
 
 
 def test_score_must_be_above_threshold() -> None:

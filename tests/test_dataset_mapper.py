@@ -12,6 +12,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from torch import Tensor
 
+from inspose_d2 import target_generator
 from inspose_d2.data.dataset_mapper import InsPoseDatasetMapper
 
 HEIGHT, WIDTH = 48, 96
@@ -100,6 +101,7 @@ def test_crowd_becomes_person_without_labelled_keypoints(cfg: CfgNode, image_fil
     mapped = InsPoseDatasetMapper(cfg)(make_dict(image_file, make_person(), CROWD))
     assert keypoints_of(mapped).equal(torch.stack([pose(), torch.zeros(17, 3)]))
     assert mapped["instances"].gt_boxes.tensor[1].tolist() == [50, 10, 80, 30]
+    assert mapped["instances"].gt_classes.tolist() == [0, target_generator.CROWD]
 
 
 def test_labelled_keypoints_of_a_crowd_are_forgotten(cfg: CfgNode, image_file: str) -> None:
@@ -114,6 +116,7 @@ def test_person_without_keypoints_comes_first(cfg: CfgNode, image_file: str) -> 
     del first["iscrowd"]
     mapped = InsPoseDatasetMapper(cfg)(make_dict(image_file, first, make_person()))
     assert keypoints_of(mapped).equal(torch.stack([torch.zeros(17, 3), pose()]))
+    assert mapped["instances"].gt_classes.tolist() == [0, 0]  # a person, for the box head too
 
 
 def test_image_without_annotations_has_empty_keypoints(cfg: CfgNode, image_file: str) -> None:

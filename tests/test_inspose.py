@@ -13,6 +13,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from inspose_d2 import InsPose
+from inspose_d2.postprocess import boxes_of_poses
 
 LOSSES = {"loss_cls", "loss_keypoint", "loss_disk_offset", "loss_heatmap"}
 Make = Callable[..., Any]
@@ -137,6 +138,53 @@ def test_branches_that_are_off_have_no_parameters_and_no_loss(tiny_cfg: Make, ba
     keypoints = predict(model, [{"image": image_of((96, 128))}])[0].pred_keypoints
     # Without offsets every keypoint is the centre of a cell of 8 pixels.
     assert torch.equal(keypoints[..., :2] % 8, torch.full_like(keypoints[..., :2], 4))
+
+
+@pytest.mark.parametrize("stride", [2, 4, 16])
+def test_maps_and_offsets_have_the_asked_stride(tiny_cfg: Make, batch: Make, stride: int) -> None:
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg(**{"MODEL.INSPOSE.MAP_STRIDE": stride}))
+    losses = train_step(model, batch(3, 0))
+    cells = 96 * 128 / stride**2
+    assert losses["loss_keypoint"].item() == pytest.approx(math.log(cells), abs=0.3)
+    assert all(loss.isfinite() for loss in losses.values())
+    # With offsets of 0 and the centre of cell (0, 0) as peak, keypoints are multiples of stride.
+    nn.init.zeros_(model.disk_offset_branch.predictor.weight)
+    size = (90, 123)  # no multiple of the stride
+    poses = predict(model, [{"image": image_of(size)}])[0]
+    xy = poses.pred_keypoints[..., :2]
+    assert torch.equal(xy % stride, torch.zeros_like(xy))
+    assert xy[..., 0].max() < 123
+    assert xy[..., 1].max() < 90
+    assert (xy % 8 != 0).any() == (stride < 8)
+
+
+@pytest.mark.parametrize("stride", [0, -8, 3, 12, 64])
+def test_stride_that_does_not_fit_is_refused(tiny_cfg: Make, stride: int) -> None:
+    with pytest.raises(ValueError, match=r"MODEL\.INSPOSE\.MAP_STRIDE"):
+        build_model(tiny_cfg(**{"MODEL.INSPOSE.MAP_STRIDE": stride}))
+
+
+def test_box_head_learns_and_predicts_boxes(tiny_cfg: Make, batch: Make) -> None:
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg(**{"MODEL.INSPOSE.BOX_HEAD.ENABLED": True}))
+    assert train_step(model, batch(0, 0))["loss_box"] == 0
+    assert model.head.box_pred.weight.grad is not None
+    assert train_step(model, batch(2, 0)).keys() == LOSSES | {"loss_box"}
+    size = (90, 123)
+    poses = predict(model, [{"image": image_of(size)}, {"image": image_of((96, 128))}])[0]
+    boxes = poses.pred_boxes.tensor
+    assert len(boxes) > 0
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, 2:] <= torch.tensor([123, 90])).all()
+    assert not boxes.equal(boxes_of_poses(poses.pred_keypoints))
+    # Without weights all boxes are squares of two strides around their locations.
+    nn.init.zeros_(model.head.box_pred.weight)
+    boxes = predict(model, [{"image": image_of((256, 256))}])[0].pred_boxes.tensor
+    inner = ((boxes > 0) & (boxes < 256)).all(dim=1)
+    sides = (boxes[:, 2:] - boxes[:, :2])[inner]
+    assert inner.any()
+    assert set(sides.unique().tolist()) <= {16, 32, 64, 128, 256}
 
 
 def test_loss_weights_multiply_their_terms(tiny_cfg: Make, batch: Make) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from inspose_d2.losses import (
+    box_loss,
     classification_loss,
     disk_offset_loss,
     heatmap_loss,
@@ -157,6 +158,30 @@ def test_heatmap_loss_of_nothing() -> None:
     loss = heatmap_loss(logits, torch.zeros(0, 17, 4, 4))
     assert loss.item() == 0
     assert gradient(loss, logits).shape == logits.shape
+
+
+def test_box_loss_by_hand() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10]])
+    targets = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [20, 0, 30, 10]])
+    # GIoU is IoU minus the part of the enclosing box that neither covers: 1; 50 / 150 with nothing
+    # uncovered; 0 - 100 / 300.
+    for chosen, expected in zip(range(3), (0, 2 / 3, 4 / 3), strict=True):
+        loss = box_loss(boxes[chosen, None], targets[chosen, None])
+        assert loss.item() == pytest.approx(expected, abs=1e-5)
+    assert box_loss(boxes, targets).item() == pytest.approx(2, abs=1e-5)
+
+
+def test_box_loss_of_no_boxes_has_a_gradient_of_zero() -> None:
+    boxes = torch.zeros(0, 4, requires_grad=True)
+    loss = box_loss(boxes, torch.zeros(0, 4))
+    assert loss.item() == 0
+    assert gradient(loss, boxes).shape == (0, 4)
+
+
+def test_box_loss_pulls_a_box_apart_towards_its_target() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10]], requires_grad=True)
+    grad = gradient(box_loss(boxes, torch.tensor([[20.0, 0, 30, 10]])), boxes)
+    assert grad[0, 2] < 0  # to the right
 
 
 def loss_of(name: str, logits: Tensor) -> Tensor:

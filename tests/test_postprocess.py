@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from inspose_d2.postprocess import select_poses
+from inspose_d2.postprocess import boxes_of_poses, select_poses
 
 IMAGE = (100, 200)
 
@@ -14,7 +14,10 @@ IMAGE = (100, 200)
 def select(
     keypoints: Tensor, scores: Tensor, nms_threshold: float = 0.6, max_poses: int = 100
 ) -> Instances:
-    return select_poses(keypoints, scores, IMAGE, nms_threshold=nms_threshold, max_poses=max_poses)
+    boxes = boxes_of_poses(keypoints)
+    return select_poses(
+        keypoints, boxes, scores, IMAGE, nms_threshold=nms_threshold, max_poses=max_poses
+    )
 
 
 def pose(*xy: tuple[float, float]) -> Tensor:
@@ -56,6 +59,15 @@ def test_overlap_is_that_of_boxes_grown_by_half_a_pixel(threshold: float, count:
     poses = select(keypoints, torch.tensor([0.8, 0.7]), nms_threshold=threshold)
     assert len(poses) == count
     assert poses.pred_boxes.tensor[0].tolist() == [0, 0, 10, 10]
+
+
+def test_boxes_of_a_box_head_decide_instead_of_keypoints() -> None:
+    keypoints = torch.cat([POSES["box"], POSES["box"], POSES["corner"]])
+    boxes = torch.tensor([[0.0, 0, 50, 50], [50, 50, 99, 99], [0, 0, 50, 49]])
+    scores = torch.tensor([0.9, 0.8, 0.7])
+    poses = select_poses(keypoints, boxes, scores, IMAGE, nms_threshold=0.6, max_poses=100)
+    assert poses.scores.equal(scores[:2])  # equal poses in different boxes stay, not the reverse
+    assert poses.pred_boxes.tensor.equal(boxes[:2])
 
 
 def test_poses_apart_all_stay_best_first() -> None:

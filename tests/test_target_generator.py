@@ -9,6 +9,7 @@ from torch import Tensor
 
 from inspose_d2.geometry import Locations
 from inspose_d2.target_generator import (
+    CROWD,
     LEFT_OUT,
     NO_PERSON,
     PERSON,
@@ -34,6 +35,8 @@ def generator(**others: Any) -> TargetGenerator:
     arguments: dict[str, Any] = {
         "num_keypoints": 3,
         "map_stride": 8,
+        "heatmap_stride": 8,
+        "assign_by_boxes": False,
         "center_sampling_radius": 1.5,
         "sizes_of_interest": [64, 128, 256, 512],
         "ignore_unlabeled": True,
@@ -48,7 +51,8 @@ def make_locations() -> Locations:
 
 
 def targets_of(*instances: Instances, **others: Any) -> Targets:
-    return generator(**others)(list(instances), make_locations(), MAP)
+    map_size = tuple(n * 8 // others.get("map_stride", 8) for n in MAP)
+    return generator(**others)(list(instances), make_locations(), map_size)
 
 
 def labels_at(targets: Targets, points: list[tuple[float, float]], image: int = 0) -> list[int]:
@@ -111,6 +115,63 @@ def test_gaussians_are_as_wide_as_their_pseudo_boxes_say(make_instances: Maker) 
     first, second = heatmap[7, 8:13].tolist(), heatmap[8, 22:26].tolist()
     assert first == pytest.approx([0, 0, math.exp(-2 * 1.44), math.exp(-0.5 * 1.44), 1])
     assert second == pytest.approx([0, 0, math.exp(-2), 1])
+
+
+@pytest.mark.parametrize(
+    ("stride", "cell", "offset"),
+    # Keypoint 1 of the first person, (40, 90): x / s - column and y / s - row.
+    [
+        (16, (2, 5), (0.5, 0.625)),
+        (8, (5, 11), (0.0, 0.25)),
+        (4, (10, 22), (0.0, 0.5)),
+        (2, (20, 45), (0.0, 0.0)),
+    ],
+)
+def test_cells_and_offsets_follow_the_stride_of_the_maps(
+    make_instances: Maker, stride: int, cell: tuple[int, int], offset: tuple[float, float]
+) -> None:
+    instances = make_instances([FIRST], IMAGE)
+    targets = targets_of(instances, map_stride=stride)
+    column, row = cell
+    width = WIDTH // stride
+    assert targets.cells[:, 1].unique().tolist() == [row * width + column]
+    assert targets.disk_offsets.shape == (1, 6, HEIGHT // stride, width)
+    assert tuple(targets.disk_offsets[0, 2:4, row, column].tolist()) == offset
+    # Whom a location answers for and the heatmaps have nothing to do with it.
+    usual = targets_of(instances)
+    assert targets.labels.equal(usual.labels)
+    assert targets.heatmaps.equal(usual.heatmaps)
+
+
+def test_assignment_by_annotated_boxes(make_instances: Maker) -> None:
+    # Boxes that have nothing to do with the pseudo-boxes: centres (40, 40), (120, 60), (216, 64).
+    # The second has no labelled keypoint, but with boxes it is a person like any other; the third
+    # is a crowd.
+    boxes = torch.tensor([[10.0, 10, 70, 70], [90, 40, 150, 80], [186, 34, 246, 94]])
+    instances = make_instances([FIRST, NOTHING, NOTHING], IMAGE, boxes)
+    instances.gt_classes[2] = CROWD
+    targets = targets_of(instances, assign_by_boxes=True)
+    on_p3 = targets.positives.strides == 8
+    points = targets.positives.points[on_p3]
+    near_first = (points - torch.tensor([40, 40])).abs().amax(dim=1) < 12
+    near_second = (points - torch.tensor([120, 60])).abs().amax(dim=1) < 12
+    assert (near_first ^ near_second).all()
+    # Columns 36, 44 and rows 36, 44; columns 116, 124 and rows 52, 60, 68.
+    assert (near_first.sum(), near_second.sum()) == (4, 6)
+    assert targets.boxes[on_p3].equal(torch.where(near_first[:, None], boxes[0], boxes[1]))
+    # Only the first has keypoints to learn.
+    assert targets.labelled[on_p3].equal(near_first[:, None].expand(-1, 3))
+    assert targets.num_labelled == 3
+    assert labels_at(targets, [(212, 60), (116, 44), (4, 4)]) == [LEFT_OUT, NO_PERSON, NO_PERSON]
+    # The width of Gaussians is that of the pseudo-box still.
+    assert targets.heatmaps.equal(targets_of(instances).heatmaps)
+
+
+def test_boxes_are_the_pseudo_boxes_when_persons_are_assigned_by_them(
+    make_instances: Maker,
+) -> None:
+    targets = targets_of(make_instances([FIRST], IMAGE, torch.tensor([[0.0, 0, 128, 128]])))
+    assert targets.boxes.unique(dim=0).tolist() == [[40, 24, 100, 90]]
 
 
 @pytest.mark.parametrize("has_keypoints", [True, False])
@@ -198,7 +259,7 @@ def test_batch_equals_image_by_image(make_instances: Maker) -> None:
         make_instances([SECOND, NOTHING], (100, 240), boxes),
     ]
     batch, single = targets_of(*images), [targets_of(x) for x in images]
-    for name in ("labels", "cells", "labelled", "disk_offsets", "disk_mask", "heatmaps"):
+    for name in ("labels", "cells", "labelled", "boxes", "disk_offsets", "disk_mask", "heatmaps"):
         parts = [getattr(x, name) for x in single]
         assert getattr(batch, name).equal(torch.cat(parts)), name
     for name in ("index", "points", "strides"):

@@ -7,12 +7,15 @@ import torch
 from detectron2.data import DatasetMapper
 from detectron2.structures import Keypoints
 
+from ..target_generator import CROWD
+
 
 class InsPoseDatasetMapper(DatasetMapper):
     """Detectron2's mapper, which here also keeps the persons that it would drop or trip over.
 
-    A crowd region becomes a person without labelled keypoints, whose box the classification loss
-    leaves out; ``gt_keypoints`` is there for every image, (0, K, 3) without persons.
+    A crowd region becomes a person without labelled keypoints and of the class ``CROWD``, whose box
+    the classification loss leaves out; ``gt_keypoints`` is there for every image, (0, K, 3)
+    without persons.
     """
 
     def _transform_annotations(
@@ -22,8 +25,11 @@ class InsPoseDatasetMapper(DatasetMapper):
             raise ValueError("InsPose learns from keypoints: set MODEL.KEYPOINT_ON: True")
         num_keypoints = len(self.keypoint_hflip_indices)
         for annotation in dataset_dict["annotations"]:
-            if annotation.get("iscrowd", 0) or "keypoints" not in annotation:
-                annotation.update(iscrowd=0, keypoints=[0.0] * (3 * num_keypoints))
+            is_crowd = annotation.get("iscrowd", 0)
+            if is_crowd:
+                annotation.update(iscrowd=0, category_id=CROWD)
+            if is_crowd or "keypoints" not in annotation:
+                annotation["keypoints"] = [0.0] * (3 * num_keypoints)
         super()._transform_annotations(dataset_dict, transforms, image_shape)
         instances = dataset_dict["instances"]
         if not instances.has("gt_keypoints"):
