@@ -50,6 +50,26 @@ def part_sums(by_module: dict[str, float]) -> dict[str, float]:
     return sums
 
 
+def load(config_file: str) -> CfgNode:
+    """Read a config for the CPU."""
+    cfg = get_cfg()
+    add_inspose_config(cfg)
+    cfg.merge_from_file(config_file)
+    cfg.MODEL.DEVICE = "cpu"
+    return cfg
+
+
+def count(model: InsPose, inputs: list[dict[str, Any]]) -> tuple[dict[str, int], dict[str, float]]:
+    """Parameters and multiply-adds by module; those of the whole model under ""."""
+    with torch.no_grad():
+        flops = FlopCountAnalysis(model, inputs)
+    flops.set_op_handle("aten::baddbmm", lambda inputs, out: bmm_flop_jit(inputs[1:3], out))
+    flops.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    # Detectron2 traces a wrapper, whose attribute "model" the model is.
+    macs = {name.removeprefix("model."): value for name, value in flops.by_module().items()}
+    return parameter_count(model), macs
+
+
 def seconds_of(function: Any, repeats: int) -> float:
     """Median time of a call, after two to warm up."""
     times = []
@@ -70,20 +90,10 @@ def main() -> None:
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
 
-    cfg = get_cfg()
-    add_inspose_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.MODEL.DEVICE = "cpu"
-    model = build(cfg, args.persons)
+    model = build(load(args.config_file), args.persons)
     inputs = [{"image": torch.rand(3, *args.size) * 255}]
 
-    params = parameter_count(model)
-    with torch.no_grad():
-        flops = FlopCountAnalysis(model, inputs)
-    flops.set_op_handle("aten::baddbmm", lambda inputs, out: bmm_flop_jit(inputs[1:3], out))
-    flops.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    # Detectron2 traces a wrapper, whose attribute "model" the model is.
-    macs = {name.removeprefix("model."): count for name, count in flops.by_module().items()}
+    params, macs = count(model, inputs)
     params_of, macs_of = part_sums(params), part_sums(macs)
     macs_of[f"{args.persons} KP-Nets and their parameters"] = macs[""] - sum(macs_of.values())
     print(f"{args.config_file} at {args.size[0]}x{args.size[1]}\n")

@@ -2,6 +2,8 @@
 
 `synthetic_people_train` and `synthetic_people_val` are built the first time they are asked for, in
 the folder `$INSPOSE_D2_CACHE` (by default `datasets`): from then on an ordinary COCO folder.
+
+`keypoints_coco_2017_test-dev` is COCO's test set, whose annotations only COCO's server has.
 """
 
 import os
@@ -14,7 +16,9 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.utils.file_io import PathHandler, PathManager
 
-__all__ = ["register_synthetic_people"]
+__all__ = ["register_coco_test_dev", "register_synthetic_people"]
+
+TEST_DEV = "keypoints_coco_2017_test-dev"
 
 
 class _SyntheticPeopleHandler(PathHandler):
@@ -65,3 +69,24 @@ def register_synthetic_people(root: str | None = None) -> None:
             evaluator_type="coco",
             **_get_builtin_metadata("coco_person"),
         )
+
+
+def register_coco_test_dev() -> None:
+    """Register `keypoints_coco_2017_test-dev`, unless that name is taken already.
+
+    Detectron2 has these images as `coco_2017_test-dev`, without keypoints; the files are the same:
+    `coco/annotations/image_info_test-dev2017.json`, `coco/test2017` below `$DETECTRON2_DATASETS`.
+    """
+    if TEST_DEV in DatasetCatalog:
+        return
+    images = MetadataCatalog.get("coco_2017_test-dev")
+    # Loaded without its name, or load_coco_json would take all 80 categories of COCO's test file
+    # for the classes (or fail where the file lists none); the model knows persons alone.
+    DatasetCatalog.register(TEST_DEV, partial(load_coco_json, images.json_file, images.image_root))
+    MetadataCatalog.get(TEST_DEV).set(
+        json_file=images.json_file,
+        image_root=images.image_root,
+        evaluator_type="coco",
+        thing_dataset_id_to_contiguous_id={1: 0},
+        **_get_builtin_metadata("coco_person"),
+    )
