@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_train_loader
+from detectron2.data import DatasetMapper, build_detection_train_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import COCOEvaluator
@@ -60,8 +60,11 @@ class Trainer(DefaultTrainer):
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Build the model; on the CPU in channels-last layout (0.7 of the step, one core)."""
         model = super().build_model(cfg)
-        on_cpu = model.device.type == "cpu"
-        return model.to(memory_format=torch.channels_last) if on_cpu else model
+        if model.device.type == "cpu":
+            for name, part in model.named_children():
+                if name != "roi_heads":  # Detectron2's keypoint head cannot (configs/peer)
+                    part.to(memory_format=torch.channels_last)
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -86,8 +89,13 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """Load training data through :class:`InsPoseDatasetMapper`."""
-        return build_detection_train_loader(cfg, mapper=InsPoseDatasetMapper(cfg, is_train=True))
+        """Load training data, for InsPose through :class:`InsPoseDatasetMapper`.
+
+        Other models (``configs/peer``) do not know its persons without keypoints.
+        """
+        is_inspose = cfg.MODEL.META_ARCHITECTURE == "InsPose"
+        mapper = InsPoseDatasetMapper if is_inspose else DatasetMapper
+        return build_detection_train_loader(cfg, mapper=mapper(cfg, is_train=True))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOEvaluator:

@@ -58,7 +58,9 @@ def test_images_do_not_depend_on_the_number_of_workers(json_file, tmp_path):
     assert len(files_of(again)) == 13
 
 
-@pytest.mark.parametrize("other", [(1, "train", 3), (0, "val", 3), (0, "train", 4)])
+@pytest.mark.parametrize(
+    "other", [(1, "train", 3), (0, "val", 3), (0, "holdout", 3), (0, "train", 4)]
+)
 def test_image_is_a_function_of_seed_split_and_index(other):
     picture, annotations = make_image(0, "train", 3, SIZE)
     same_picture, same_annotations = make_image(0, "train", 3, SIZE)
@@ -315,13 +317,13 @@ def test_failing_process_is_reported(tmp_path):
 
 
 def test_unknown_split_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="train, val"):
+    with pytest.raises(ValueError, match="train, val, holdout"):
         build_synthetic_people(tmp_path, "test")
 
 
 def test_registered_sets_are_built_when_first_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(synthetic, "SPLITS", {"train": 3, "val": 2})
-    for name in ("synthetic_people_train", "synthetic_people_val"):
+    monkeypatch.setattr(synthetic, "SPLITS", {"train": 3, "val": 2, "holdout": 1})
+    for name in (f"synthetic_people_{split}" for split in ("train", "val", "holdout")):
         monkeypatch.delitem(DatasetCatalog.data, name)
         monkeypatch.delitem(MetadataCatalog.data, name)
     register_synthetic_people(str(tmp_path))
@@ -330,6 +332,7 @@ def test_registered_sets_are_built_when_first_asked_for(tmp_path, monkeypatch):
     metadata = MetadataCatalog.get("synthetic_people_val")
     assert len(json.loads(Path(metadata.json_file).read_text())["images"]) == 2
     assert len(DatasetCatalog.get("synthetic_people_val")) == 2
+    assert len(DatasetCatalog.get("synthetic_people_holdout")) == 1
     records = DatasetCatalog.get("synthetic_people_train")
     assert [cv2.imread(record["file_name"]) is not None for record in records] == [True] * 3
     assert metadata.evaluator_type == "coco"

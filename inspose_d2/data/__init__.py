@@ -1,7 +1,8 @@
 """Data sets of the project, registered with Detectron2 when `inspose_d2` is imported.
 
-`synthetic_people_train` and `synthetic_people_val` are built the first time they are asked for, in
-the folder `$INSPOSE_D2_CACHE` (by default `datasets`): from then on an ordinary COCO folder.
+`synthetic_people_train`, `synthetic_people_val` and `synthetic_people_holdout` are built the first
+time they are asked for, in the folder `$INSPOSE_D2_CACHE` (by default `datasets`): from then on an
+ordinary COCO folder. Figures are reported on `val`; whoever chooses a setting does so on `holdout`.
 
 `keypoints_coco_2017_test-dev` is COCO's test set, whose annotations only COCO's server has.
 """
@@ -50,13 +51,13 @@ class _SyntheticPeopleHandler(PathHandler):
 
 
 def register_synthetic_people(root: str | None = None) -> None:
-    """Register `synthetic_people_train` and `synthetic_people_val` with Detectron2's catalogs.
+    """Register `synthetic_people_{train,val,holdout}` with Detectron2's catalogs.
 
     Args:
         root: folder that holds, or will hold, the folder `synthetic_people`.
     """
     root = root or os.environ.get("INSPOSE_D2_CACHE", "datasets")
-    for split in ("train", "val"):
+    for split in ("train", "val", "holdout"):
         name = f"synthetic_people_{split}"
         folder = os.path.join(root, "synthetic_people")
         image_root = os.path.join(folder, split)

@@ -31,7 +31,7 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 GENERATOR_VERSION = 3  # raise it when the pictures change, so that older sets are made again
-SPLITS = {"train": 4000, "val": 300}  # default number of images
+SPLITS = {"train": 4000, "val": 300, "holdout": 300}  # default number of images
 IMAGE_SIZE = 320  # longer side, pixels
 ASPECT_RATIOS = (1.0, 1.0, 0.8, 1.25)  # width / height
 MAX_PEOPLE = 6
@@ -478,7 +478,7 @@ def build_synthetic_people(
 
     Args:
         root: folder of data sets, made where missing.
-        split: "train" or "val".
+        split: "train"; "val", for figures to report; "holdout", for choices to make.
         num_images: None for the split's default.
         image_size: longer side in pixels.
         seed: other seeds give other images; the splits of a seed never share one.
