@@ -8,7 +8,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
@@ -288,21 +288,34 @@ def test_missing_annotations_in_training_name_the_cure(model: InsPose) -> None:
 
 
 @pytest.mark.slow
-def test_one_image_is_learned_by_heart(tiny_cfg: Make, make_instances: Make) -> None:
-    # Two persons side by side: after some steps every keypoint is where it was put.
+@pytest.mark.parametrize("stride", [4, 8, 16])
+def test_one_image_is_learned_by_heart(tiny_cfg: Make, make_instances: Make, stride: int) -> None:
+    # Two persons side by side: after some steps every keypoint is where it was put, whatever the
+    # resolution of the maps, and every box too.
     torch.manual_seed(0)
-    cfg: CfgNode = tiny_cfg(**{"MODEL.RESNETS.NORM": "BN"})
+    cfg: CfgNode = tiny_cfg(
+        **{
+            "MODEL.RESNETS.NORM": "BN",
+            "MODEL.INSPOSE.MAP_STRIDE": stride,
+            "MODEL.INSPOSE.BOX_HEAD.ENABLED": True,
+        }
+    )
     model, size = build_model(cfg), (96, 128)
     keypoints = people(2, (80, 56)) + torch.tensor([[[4.0, 8, 0]], [[66.0, 8, 0]]])
     keypoints[..., 2] = 2
-    inputs = [{"image": image_of(size), "instances": make_instances(keypoints, size)}]
+    boxes = torch.tensor([[2.0, 5.0, 62.0, 90.0], [63.0, 3.0, 126.0, 94.0]])
+    inputs = [{"image": image_of(size), "instances": make_instances(keypoints, size, boxes)}]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(250):
         train_step(model, inputs)
         optimizer.step()
     poses = predict(model, inputs, threshold=0.3)[0]
     assert len(poses) == 2
-    left_first = poses.pred_keypoints[poses.pred_keypoints[:, 0, 0].argsort()]
-    error = (left_first[..., :2] - keypoints[keypoints[:, 0, 0].argsort()][..., :2]).norm(dim=-1)
-    assert error.max() < 4  # half a cell
+    order = poses.pred_keypoints[:, 0, 0].argsort()
+    true_order = keypoints[:, 0, 0].argsort()
+    xy, true_xy = poses.pred_keypoints[order][..., :2], keypoints[true_order][..., :2]
+    error = (xy - true_xy).norm(dim=-1)
+    assert error.max() < 4
     assert error.mean() < 1
+    ious = pairwise_iou(poses.pred_boxes[order], Boxes(boxes[true_order])).diagonal()
+    assert ious.min() > 0.85
