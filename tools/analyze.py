@@ -74,6 +74,7 @@ def main() -> None:
     add_inspose_config(cfg)
     cfg.merge_from_file(args.config_file)
     cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.WEIGHTS = "none"  # never loaded; "" would download those of a timm backbone
     model = build(cfg, args.persons)
     inputs = [{"image": torch.rand(3, *args.size) * 255}]
 
