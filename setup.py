@@ -27,5 +27,8 @@ setup(
         "omegaconf>=2.1,<2.4",
         "setuptools<81",
     ],
-    extras_require={"dev": ["pytest", "hypothesis", "ruff", "mypy"]},
+    extras_require={
+        "timm": ["timm>=1.0"],  # HRNet and other backbones
+        "dev": ["pytest", "hypothesis", "ruff", "mypy", "timm>=1.0"],
+    },
 )

@@ -1,13 +1,22 @@
 """Backbones with the pyramid P3 to P7 (fig. 3)."""
 
+import logging
+import os
+from typing import Any
+
+import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import FPN, LastLevelP6P7
 from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+logger = logging.getLogger(__name__)
+
+STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 SMALL_WIDTHS = {"res2": 32, "res3": 64, "res4": 128, "res5": 256}
 
 
@@ -85,6 +94,178 @@ class SmallStem(CNNBlockBase):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, out_channels, H / 4, W / 4)."""
         return F.relu_(self.conv2(F.relu_(self.conv1(x))))
+
+
+@BACKBONE_REGISTRY.register()
+def build_inspose_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Build any timm network with features of strides 8, 16 and 32, such as HRNet, + FPN.
+
+    The batch norms of a pretrained network are frozen, as Detectron2 does with ResNets: a few
+    images per GPU give no better statistics.
+
+    Args:
+        cfg: reads ``MODEL.TIMM``, ``MODEL.FPN``, ``MODEL.WEIGHTS``, ``MODEL.PIXEL_MEAN``,
+            ``MODEL.PIXEL_STD`` and ``INPUT.FORMAT``.
+        input_shape: channels of the image.
+
+    Returns:
+        A backbone with the features p3, ..., p7 of strides 8, ..., 128.
+
+    Raises:
+        ImportError: timm is not installed.
+        ValueError: the network does not fit, or its weights cannot be had.
+    """
+    node = cfg.MODEL.TIMM
+    if node.WEIGHTS and not node.PRETRAINED:
+        raise ValueError("MODEL.TIMM.WEIGHTS is set, so MODEL.TIMM.PRETRAINED must be True")
+    try:
+        net = _create_timm(node.NAME, input_shape.channels)
+    except ImportError as error:
+        raise ImportError(
+            "The backbone build_inspose_timm_fpn_backbone needs timm: pip install -e '.[timm]'"
+        ) from error
+    except Exception as error:
+        raise ValueError(f"timm cannot build MODEL.TIMM.NAME {node.NAME!r}: {error}") from error
+    backbone = TimmBackbone(net, cfg.MODEL.FPN.IN_FEATURES)
+    _try_out(backbone, input_shape.channels, node.NAME)
+    if node.PRETRAINED:
+        _check_pixels(cfg, net.pretrained_cfg)
+        if cfg.MODEL.WEIGHTS:
+            logger.info("The backbone's weights are expected in MODEL.WEIGHTS: no others loaded.")
+        else:
+            net.load_state_dict(_pretrained_weights(node, net, input_shape.channels))
+        backbone.freeze_batch_norms()
+    return _add_fpn(cfg, backbone)
+
+
+class TimmBackbone(Backbone):
+    """A feature network of timm whose features are named by their strides, res2 to res5."""
+
+    def __init__(self, net: Any, out_features: list[str]) -> None:
+        """Choose the features.
+
+        Args:
+            net: made by ``timm.create_model`` with ``features_only``.
+            out_features: names, finest first: res2, ..., res5 have strides 4, ..., 32.
+
+        Raises:
+            ValueError: the network has no feature of such a stride.
+        """
+        super().__init__()
+        info = net.feature_info
+        index = {stride: i for i, stride in enumerate(info.reduction())}  # the last of a stride
+        needed = [STRIDES.get(name) for name in out_features]
+        if not set(needed) <= index.keys():
+            raise ValueError(
+                f"MODEL.FPN.IN_FEATURES {out_features} needs features of strides {needed}; "
+                f"the network of MODEL.TIMM.NAME has them at {sorted(index)}"
+            )
+        self.net = net
+        self._index = {name: index[STRIDES[name]] for name in out_features}
+        self._out_features = out_features
+        self._out_feature_strides = {name: STRIDES[name] for name in out_features}
+        self._out_feature_channels = {x: info.channels()[i] for x, i in self._index.items()}
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Map (B, C, H, W), H and W multiples of 32, to the features by name."""
+        features = self.net(x)
+        return {name: features[i] for name, i in self._index.items()}
+
+    def freeze_batch_norms(self) -> None:
+        """Keep statistics and affine parameters of all batch norms as they are."""
+        from timm.layers import freeze_batch_norm_2d  # Detectron2's would drop their activations
+
+        self.net = freeze_batch_norm_2d(self.net)
+
+
+def _create_timm(name: str, in_channels: int, **pretrained: Any) -> Any:
+    """Make a feature network, without weights unless ``pretrained`` asks for them."""
+    import timm  # optional, and slow to import
+
+    # HRNet's own branches, not the wider ones of its classifier.
+    hrnet: dict[str, Any] = {"feature_location": ""} if "hrnet" in name else {}
+    return timm.create_model(name, features_only=True, in_chans=in_channels, **hrnet, **pretrained)
+
+
+def _try_out(backbone: TimmBackbone, in_channels: int, name: str) -> None:
+    """Run a small image, and freeze the parameters that no feature depends on.
+
+    Some networks take one image size only. Some have parameters that reach no feature (HRNet's
+    last step to stride 4), whose gradient DistributedDataParallel would miss.
+    """
+    height, width = 96, 160
+    expected = {
+        key: (1, shape.channels, height // shape.stride, width // shape.stride)
+        for key, shape in backbone.output_shape().items()
+    }
+    backbone.eval()  # leaves the statistics of batch norms alone
+    try:
+        features = backbone(torch.zeros(1, in_channels, height, width))
+        got = {key: tuple(x.shape) for key, x in features.items()}
+    except Exception as error:
+        raise ValueError(
+            f"MODEL.TIMM.NAME {name!r} takes no image of {height}x{width}, but a backbone must "
+            f"take every multiple of 32: {error}"
+        ) from error
+    if got != expected:
+        raise ValueError(
+            f"MODEL.TIMM.NAME {name!r} should make features of shapes (B, C, H, W) {expected} of "
+            f"an image of {height}x{width}, but makes {got}"
+        )
+    parameters = list(backbone.parameters())
+    total = sum(x.sum() for x in features.values())
+    gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)
+    backbone.train()
+
+
+def _check_pixels(cfg: CfgNode, pretrained_cfg: dict[str, Any]) -> None:
+    """Refuse other colours than those that the weights know."""
+    mean, std = ([round(255 * x, 3) for x in pretrained_cfg[key]] for key in ("mean", "std"))
+    given, right = [*cfg.MODEL.PIXEL_MEAN, *cfg.MODEL.PIXEL_STD], [*mean, *std]
+    same = len(given) == len(right) and np.allclose(given, right, atol=0.1)
+    if cfg.INPUT.FORMAT != "RGB" or not same:
+        raise ValueError(
+            f"The weights of MODEL.TIMM.NAME {cfg.MODEL.TIMM.NAME!r} need INPUT.FORMAT 'RGB', "
+            f"MODEL.PIXEL_MEAN {mean} and MODEL.PIXEL_STD {std}; got {cfg.INPUT.FORMAT!r}, "
+            f"{cfg.MODEL.PIXEL_MEAN} and {cfg.MODEL.PIXEL_STD}"
+        )
+
+
+def _pretrained_weights(node: CfgNode, net: Any, in_channels: int) -> dict[str, Tensor]:
+    """Read the weights of a network from the file ``MODEL.TIMM.WEIGHTS``, or from timm's hub."""
+    file = {"pretrained_cfg_overlay": {"file": node.WEIGHTS}} if node.WEIGHTS else {}
+    try:
+        if node.WEIGHTS:
+            _check_names(node.WEIGHTS, net)
+        return _create_timm(node.NAME, in_channels, pretrained=True, **file).state_dict()
+    except Exception as error:
+        hub = f"https://huggingface.co/{net.pretrained_cfg.get('hf_hub_id')}"
+        problem = (
+            f"MODEL.TIMM.WEIGHTS {node.WEIGHTS} does not hold the weights of {node.NAME}"
+            if node.WEIGHTS
+            else f"The weights of MODEL.TIMM.NAME {node.NAME!r} cannot be downloaded. Put "
+            f"model.safetensors of {hub} here and set MODEL.TIMM.WEIGHTS to its path, or begin "
+            "with random weights: MODEL.TIMM.PRETRAINED False"
+        )
+        raise ValueError(f"{problem} ({error})") from error
+
+
+def _check_names(path: str, net: nn.Module) -> None:
+    """Refuse a file without the network's parameters: timm would leave those at random."""
+    from timm.models import load_state_dict
+
+    if not os.path.isfile(path):
+        raise FileNotFoundError("there is no such file")
+
+    def plain(name: str) -> str:  # feature networks say stages_0 or model.stages.0 for stages.0
+        return name.removeprefix("model.").replace(".", "_")
+
+    found = {plain(name) for name in load_state_dict(path)}
+    missing = [x for x in net.state_dict() if plain(x) not in found and "num_batches" not in x]
+    if missing:
+        raise ValueError(f"it lacks {len(missing)} parameters, first {missing[0]}")
 
 
 def _add_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:

@@ -9,6 +9,17 @@ def add_inspose_config(cfg: CN) -> None:
     Args:
         cfg: a config from ``detectron2.config.get_cfg()``; changed in place.
     """
+    # Network of build_inspose_timm_fpn_backbone: a name of timm.list_models() with features of
+    # strides 8, 16 and 32. Nothing in it is frozen but the batch norms of pretrained weights;
+    # BACKBONE.FREEZE_AT is Detectron2's and not read.
+    cfg.MODEL.TIMM = CN()
+    cfg.MODEL.TIMM.NAME = ""
+    # Begin with pretrained weights, which fix INPUT.FORMAT, PIXEL_MEAN and PIXEL_STD. They are
+    # loaded when MODEL.WEIGHTS is "": a checkpoint of InsPose has the backbone in it.
+    cfg.MODEL.TIMM.PRETRAINED = True
+    # File of these weights as timm publishes them (model.safetensors, .bin or .pth); "" downloads.
+    cfg.MODEL.TIMM.WEIGHTS = ""
+
     cfg.MODEL.INSPOSE = CN()
 
     # Pyramid levels that predict persons, finest first (sec. 3.1: P3 to P7).

@@ -56,6 +56,32 @@ class Trainer(DefaultTrainer):
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """Keep the images per worker when there are more or fewer than the config is made for.
+
+        ``DefaultTrainer`` multiplies batch and rate by num_workers / REFERENCE_WORLD_SIZE and
+        divides steps, warm-up and periods by it.
+
+        Args:
+            cfg: reads ``SOLVER`` and ``TEST.EVAL_PERIOD``.
+            num_workers: that train now.
+
+        Returns:
+            The config for them.
+
+        Raises:
+            ValueError: the batch has no whole number of images per worker.
+        """
+        batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
+        if reference and batch % reference:
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH {batch} must be a multiple of SOLVER.REFERENCE_WORLD_SIZE "
+                f"{reference}, the workers it is meant for; SOLVER.REFERENCE_WORLD_SIZE 0 takes "
+                "all of SOLVER as it stands, for any number of workers"
+            )
+        return DefaultTrainer.auto_scale_workers(cfg, num_workers)
+
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Build the model; on the CPU in channels-last layout (0.7 of the step, one core)."""

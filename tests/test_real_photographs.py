@@ -88,6 +88,7 @@ def test_r50_3x_trains_saves_resumes_and_evaluates_on_photographs(tmp_path: Path
     initial = calibrated_weights(tmp_path / "r50.pth")
     settings = {
         "MODEL.WEIGHTS": initial,
+        "SOLVER.REFERENCE_WORLD_SIZE": 0,
         "SOLVER.IMS_PER_BATCH": 1,
         "SOLVER.BASE_LR": 0.0001,
         "SOLVER.CHECKPOINT_PERIOD": 10,

@@ -56,6 +56,7 @@ def load(config_file: str) -> CfgNode:
     add_inspose_config(cfg)
     cfg.merge_from_file(config_file)
     cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.WEIGHTS = "none"  # never loaded; "" would download those of a timm backbone
     return cfg
 
 
