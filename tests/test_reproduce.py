@@ -1,6 +1,7 @@
 """Rows, runs and reports of tools/reproduce.py; what it trains is tested elsewhere."""
 
 import argparse
+import copy
 import csv
 import json
 import os
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import reproduce
 from coco_ap import ap_by_people, average_precision, images_by_people
+from detectron2.evaluation.coco_evaluation import _evaluate_predictions_on_coco
 from pycocotools.coco import COCO
 from reproduce_peer import by_turns, write_people_report
 from reproduce_report import Line, Report, figure, mean_and_spread
@@ -243,6 +245,18 @@ def test_ap_by_people_counts_each_image_once_with_its_kind(tmp_path: Path) -> No
     assert "| InsPose | 3.39 |" in text
     assert (tmp_path / "peer_people.csv").read_text().splitlines()[1].startswith("InsPose,1,2,")
     assert cv2.imread(str(tmp_path / "peer_people.png")).std() > 0
+
+
+def test_ap_is_that_of_detectron2_s_evaluator() -> None:
+    truth = made_up_truth()
+    keys = ("image_id", "category_id", "keypoints")
+    people = [p for p in truth.anns.values() if p["num_keypoints"]]
+    found = [{k: p[k] for k in keys} | {"score": 0.9, "bbox": [0, 0, 50, 50]} for p in people]
+    found[0]["keypoints"] = [x + 9 for x in found[0]["keypoints"]]
+    theirs = _evaluate_predictions_on_coco(truth, copy.deepcopy(found), "keypoints").stats
+    ours = average_precision(truth, found)
+    assert list(ours.values()) == pytest.approx([100 * x for x in theirs[:5]])
+    assert ours["APL"] != ours["APM"]  # the boxes are of medium size, the persons large
 
 
 def test_models_take_turns() -> None:

@@ -28,6 +28,8 @@ def average_precision(
 ) -> dict[str, float]:
     """COCO's AP, AP50, AP75, APM, APL in percent, of all images or of some of them.
 
+    As in Detectron2's ``COCOEvaluator`` the size of what was found is that of its box.
+
     Args:
         truth: the data set.
         detections: records of ``coco_instances_results.json``.
@@ -39,8 +41,6 @@ def average_precision(
         detections = [d for d in detections if d["image_id"] in wanted]
     if not detections:
         return dict.fromkeys(METRICS, 0.0)
-    if task == "keypoints":  # else COCO takes their size from the box
-        detections = [{k: v for k, v in d.items() if k != "bbox"} for d in detections]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(truth, truth.loadRes(detections), task)
         if image_ids is not None:

@@ -162,7 +162,10 @@ def plot(report: Report, path: Path) -> None:
         )
         axes.set_title(f"paper, {report.paper_data}: another data set", fontsize=10)
     for axes in panels[0]:
-        axes.set_xticks(range(len(places)), list(places), rotation=20 if len(places) > 4 else 0)
+        axes.set_xticks(range(len(places)), list(places))
+        if len(places) > 4:
+            axes.tick_params("x", rotation=20)
+            plt.setp(axes.get_xticklabels(), ha="right")
         axes.set(ylabel="keypoint AP", xlim=(-0.5, len(places) - 0.5))
         axes.grid(alpha=0.3)
     figure.suptitle(report.title)
