@@ -7,7 +7,6 @@ with a result is not run again, an interrupted one goes on from its last checkpo
 
 import argparse
 import contextlib
-import io
 import json
 import logging
 import os
@@ -25,18 +24,19 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from coco_ap import METRICS, ap_by_people, average_precision, images_by_people, load_truth
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from reproduce_peer import measure, write_people_report
+from reproduce_report import Line, Report
 from tqdm import tqdm
 
 from inspose_d2 import add_inspose_config
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
-METRICS = ("AP", "AP50", "AP75", "APM", "APL")
 SMALL_STEPS = 1200
 CHECKPOINT_STEPS = 200  # of a small run: what an interruption costs at most
 LOG_TAIL = 25  # lines of the log of a failed run
@@ -157,6 +157,21 @@ TABLES = {
         ),
     ),
 }
+
+
+PEER = Table(
+    "The peer: Keypoint R-CNN on the same images",
+    "COCO test-dev, 100 epochs (Table 5)",
+    (
+        Row("InsPose_R50_3x.yaml", "InsPose", (65.4, 88.9, 71.7, 60.2, 72.7)),
+        Row(
+            "peer/KeypointRCNN_R50_3x.yaml",
+            "Keypoint R-CNN",
+            (62.7, 87.0, 68.4, 57.4, 71.1),  # there "Mask-RCNN"
+            small="quick/keypoint_rcnn.yaml",
+        ),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -371,13 +386,21 @@ def finish(run: Run, exit_status: int) -> bool:
     return False
 
 
+def truth_of(cfg: CfgNode) -> COCO:
+    """The test set of a config."""
+    meta = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+    return load_truth(PathManager.get_local_path(meta.json_file))
+
+
+def detections_of(run: Run) -> list[dict[str, Any]]:
+    """What a run found in the test set."""
+    return json.loads((run.folder / "inference/coco_instances_results.json").read_text())
+
+
 def result_of(run: Run) -> dict[str, Any]:
     """What the report needs of a run that has just ended."""
     cfg = run.cfg()
-    detections = json.loads((run.folder / "inference/coco_instances_results.json").read_text())
-    json_file = PathManager.get_local_path(MetadataCatalog.get(cfg.DATASETS.TEST[0]).json_file)
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(json_file)
+    truth, detections = truth_of(cfg), detections_of(run)
     result = average_precision(truth, detections)
     if run.row.config.endswith("box_head.yaml"):
         result["box AP"] = average_precision(truth, detections, "bbox")["AP"]
@@ -394,36 +417,6 @@ def result_of(run: Run) -> dict[str, Any]:
     }
 
 
-def average_precision(
-    truth: COCO,
-    detections: list[dict[str, Any]],
-    task: str = "keypoints",
-    image_ids: Sequence[int] | None = None,
-) -> dict[str, float]:
-    """COCO's AP, AP50, AP75, APM, APL in percent, of all images or of some of them.
-
-    Args:
-        truth: the data set.
-        detections: records of ``coco_instances_results.json``.
-        task: "keypoints" or "bbox".
-        image_ids: images to count, None for all.
-    """
-    if not detections:
-        return dict.fromkeys(METRICS, 0.0)
-    if task == "keypoints":  # else COCO takes their size from the box
-        detections = [{k: v for k, v in d.items() if k != "bbox"} for d in detections]
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(truth, truth.loadRes(detections), task)
-        if image_ids is not None:
-            evaluation.params.imgIds = sorted(image_ids)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    small = 0 if task == "keypoints" else 1  # boxes have APs too, before APM
-    stats = np.delete(evaluation.stats[: 5 + small], 3) if small else evaluation.stats[:5]
-    return {name: 100 * float(value) for name, value in zip(METRICS, stats, strict=True)}
-
-
 def processor() -> str:
     """The GPU, or the CPU and its number of cores."""
     if torch.cuda.is_available():
@@ -438,13 +431,18 @@ def processor() -> str:
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--table", choices=list(TABLES), required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--table", choices=list(TABLES))
+    what.add_argument("--peer", action="store_true", help="Keypoint R-CNN on the same images")
     parser.add_argument("--small", action="store_true", help="scaled down, on synthetic people")
     parser.add_argument("--steps", type=int, default=SMALL_STEPS, help="of a small run")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 1 2 if small, else 1")
     parser.add_argument("--jobs", type=int, help="small runs side by side, default 2")
     parser.add_argument("--num-gpus", type=int, default=1, help="of a full run")
     parser.add_argument("--runs", type=Path, default=ROOT / "output/reproduce", help="their folder")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "output/reproduce", help="folder of the report"
+    )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config changes: KEY VALUE ...")
     args = parser.parse_args(argv)
     args.seeds = args.seeds or ([1, 2] if args.small else [1])
@@ -453,12 +451,60 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def make_report(table: Table, runs: Sequence[Run], args: argparse.Namespace) -> Report:
+    """Collect the results of a table's runs, each of them done or not."""
+    results = {
+        run: json.loads((run.folder / "result.json").read_text()) for run in runs if is_done(run)
+    }
+    lines = [
+        Line(
+            row.label,
+            {run.seed: result for run, result in results.items() if run.row == row},
+            dict(zip(METRICS, row.paper, strict=False))
+            | ({"box AP": row.paper_box} if row.paper_box else {}),
+        )
+        for row in dict.fromkeys(run.row for run in runs)
+    ]
+    cfg = runs[0].cfg()
+    steps, batch = cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH
+    data = f"synthetic people, {steps} steps" if args.small else "COCO val2017"
+    what = ["--peer"] if args.peer else ["--table", args.table]
+    what += ["--small", "--steps", str(args.steps), "--jobs", str(args.jobs)] if args.small else []
+    command = ["python", "tools/reproduce.py", *what, "--seeds", *map(str, args.seeds), *args.opts]
+    notes = [f"`{shlex.join(command)}`", f"{steps} steps of {batch} images: {steps * batch} seen"]
+    notes += [f"Tested on `{cfg.DATASETS.TEST[0]}`"]
+    for what_with, key in (("torch", "torch"), ("Processor", "processor")):
+        notes += sorted({f"{what_with}: {result[key]}" for result in results.values()})
+    if args.table == "5":
+        notes += ["The paper tested on test-dev, whose labels are not public; its servers are down"]
+    return Report(table.title, data, table.paper_data, lines, notes)
+
+
+def add_peer_report(runs: Sequence[Run], report: Report, stem: Path) -> None:
+    """Add to the report of ``PEER`` what is said of nothing else: crowds and cost."""
+    done = {row: [r for r in runs if r.row == row and is_done(r)] for row in PEER.rows}
+    truth = truth_of(runs[0].cfg())
+    aps = {
+        row.label: ap_by_people(truth, [detections_of(run) for run in of_row])
+        for row, of_row in done.items()
+    }
+    costs = {}
+    if all(done.values()):  # they take turns
+        cfgs = [of_row[0].cfg() for of_row in done.values()]
+        for cfg in cfgs:
+            cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+        weights = [of_row[0].folder / "model_final.pth" for of_row in done.values()]
+        costs = dict(zip(aps, measure(cfgs, weights), strict=True))
+    num_images = {count: len(ids) for count, ids in images_by_people(truth).items()}
+    write_people_report(stem, num_images, aps, costs, report.data)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a table; the exit status is 1 if a run failed."""
+    """Run a table and report it; the exit status is 1 if a run failed."""
     args = parse_arguments(argv)
     logging.disable(logging.INFO)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
-    table = TABLES[args.table]
+    table = PEER if args.peer else TABLES[args.table]
     steps = args.steps if args.small else None
     rows = (args.small and table.small_rows) or table.rows
     runs = [make_run(row, seed, args.runs, steps, args.opts) for seed in args.seeds for row in rows]
@@ -477,10 +523,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
-    for run in runs:
-        if is_done(run):
-            ap = json.loads((run.folder / "result.json").read_text())["AP"]
-            print(f"{run.row.label:20s} seed {run.seed}  AP {ap:.1f}  {run.folder}")
+    report = make_report(table, runs, args)
+    name = "peer" if args.peer else f"table{args.table}"
+    stem = args.output / (name + "_small" * args.small)
+    report.write(stem)
+    if args.peer:
+        add_peer_report(runs, report, stem)
+    print(stem.with_suffix(".md").read_text())
     for run in failed:
         print(f"FAILED: {run.folder}", file=sys.stderr)
     return int(bool(failed))
