@@ -76,17 +76,25 @@ def test_small_run_is_the_quick_config_for_a_fixed_number_of_steps(tmp_path: Pat
 def test_full_run_changes_nothing_of_its_config_and_a_test_takes_the_row_s_weights() -> None:
     trained, tested = reproduce.TABLES["5"].rows[:2]
     runs = reproduce.ROOT / "output" / "reproduce"
-    assert reproduce.make_run(trained, 1, runs, None, []).command(8) == [
+    assert reproduce.make_run(trained, 1, runs, None, [], 8).command() == [
         *("train_net.py", "--config-file", "configs/InsPose_R50_100ep.yaml", "--resume"),
         *("--num-gpus", "8", "OUTPUT_DIR", "output/reproduce/full/InsPose_R50_100ep/seed1"),
         *("SEED", "1"),
     ]
-    command = reproduce.make_run(tested, 1, runs, None, []).command(1)
+    command = reproduce.make_run(tested, 1, runs, None, []).command()
     assert "--eval-only" in command
     at = command.index("MODEL.WEIGHTS")
     assert command[at + 1] == "output/reproduce/full/InsPose_R50_100ep/seed1/model_final.pth"
     assert command[command.index("TEST.AUG.ENABLED") + 1] == "True"
     assert "InsPose_R50_100ep_multiscale" in command[command.index("OUTPUT_DIR") + 1]
+
+
+@pytest.mark.parametrize(("num_gpus", "steps", "batch"), [(8, 127350, 16), (4, 254700, 8)])
+def test_steps_of_a_full_run_follow_the_number_of_gpus(
+    tmp_path: Path, num_gpus: int, steps: int, batch: int
+) -> None:
+    run = reproduce.make_run(reproduce.full_method(""), 1, tmp_path, None, [], num_gpus)
+    assert run.steps_and_batch() == (steps, batch)
 
 
 FAKE = """
@@ -106,7 +114,7 @@ lines = [{"iteration": 19, "time": 0.5}, {"iteration": 39, "time": 0.3}, {"itera
 @pytest.fixture
 def fake_runner(monkeypatch: pytest.MonkeyPatch) -> None:
     """A train_net.py that is done at once, or fails where there is a file "break"."""
-    monkeypatch.setattr(reproduce.Run, "command", lambda self, _: ["-c", FAKE, str(self.folder)])
+    monkeypatch.setattr(reproduce.Run, "command", lambda self: ["-c", FAKE, str(self.folder)])
     monkeypatch.setattr(reproduce, "truth_of", lambda _: None)
 
 

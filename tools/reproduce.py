@@ -34,6 +34,7 @@ from reproduce_report import Line, Report
 from tqdm import tqdm
 
 from inspose_d2 import add_inspose_config
+from inspose_d2.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
@@ -184,6 +185,7 @@ class Run:
         config_file: YAML that it starts from.
         opts: changes of that config, as on the command line of ``train_net.py``.
         folder: what it writes.
+        num_gpus: workers that train, to which Detectron2 fits the schedule.
     """
 
     row: Row
@@ -191,6 +193,7 @@ class Run:
     config_file: Path
     opts: tuple[str, ...]
     folder: Path
+    num_gpus: int
 
     def cfg(self) -> CfgNode:
         """The whole config."""
@@ -200,12 +203,17 @@ class Run:
         cfg.merge_from_list(list(self.opts))
         return cfg
 
-    def command(self, num_gpus: int) -> list[str]:
+    def steps_and_batch(self) -> tuple[int, int]:
+        """Training steps of this many workers, none for a test, and images a step."""
+        solver = Trainer.auto_scale_workers(self.cfg(), self.num_gpus).SOLVER
+        return 0 if self.row.test else solver.MAX_ITER, solver.IMS_PER_BATCH
+
+    def command(self) -> list[str]:
         """What a person would type in the project's folder."""
         action = "--eval-only" if self.row.test else "--resume"
         command = ["train_net.py", "--config-file", os.path.relpath(self.config_file, ROOT), action]
-        if num_gpus > 1:
-            command += ["--num-gpus", str(num_gpus)]
+        if self.num_gpus > 1:
+            command += ["--num-gpus", str(self.num_gpus)]
         return [*command, *self.opts]
 
 
@@ -227,7 +235,9 @@ def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def make_run(row: Row, seed: int, runs: Path, steps: int | None, opts: Sequence[str]) -> Run:
+def make_run(
+    row: Row, seed: int, runs: Path, steps: int | None, opts: Sequence[str], num_gpus: int = 1
+) -> Run:
     """Say what a row means: its full config, or with ``steps`` the small setting.
 
     Args:
@@ -236,6 +246,7 @@ def make_run(row: Row, seed: int, runs: Path, steps: int | None, opts: Sequence[
         runs: folder of all runs.
         steps: training steps of the small setting, None for the full one.
         opts: config changes of all rows.
+        num_gpus: workers that train.
     """
     config_file = CONFIGS / row.config
     folder = runs / ("full" if steps is None else "small") / row.name / f"seed{seed}"
@@ -251,7 +262,7 @@ def make_run(row: Row, seed: int, runs: Path, steps: int | None, opts: Sequence[
         trained = folder.parent.with_name(Path(row.config).stem) / folder.name
         values += [*row.test, "MODEL.WEIGHTS", os.path.relpath(trained / "model_final.pth", ROOT)]
     values += ["OUTPUT_DIR", os.path.relpath(folder, ROOT), "SEED", str(seed)]
-    return Run(row, seed, config_file, tuple(values), folder)
+    return Run(row, seed, config_file, tuple(values), folder, num_gpus)
 
 
 def settings_of(cfg: CfgNode) -> dict[str, Any]:
@@ -322,7 +333,7 @@ def metric_lines(run: Run) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def start(run: Run, jobs: int, num_gpus: int) -> subprocess.Popen[bytes]:
+def start(run: Run, jobs: int) -> subprocess.Popen[bytes]:
     """Start a run; its output is appended to ``console.txt`` in its folder."""
     run.folder.mkdir(parents=True, exist_ok=True)
     write_json(run.folder / "settings.json", settings_of(run.cfg()))
@@ -331,7 +342,7 @@ def start(run: Run, jobs: int, num_gpus: int) -> subprocess.Popen[bytes]:
         environment["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // jobs, 1))
     with (run.folder / "console.txt").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-W", "ignore", *run.command(num_gpus)],
+            [sys.executable, "-W", "ignore", *run.command()],
             cwd=ROOT,
             env=environment,
             stdout=log,
@@ -344,7 +355,7 @@ def run_all(runs: Sequence[Run], args: argparse.Namespace) -> list[Run]:
     waiting = [run for run in runs if not is_done(run)]
     active: dict[Run, subprocess.Popen[bytes]] = {}
     failed: list[Run] = []
-    total = {run: 0 if run.row.test else int(run.cfg().SOLVER.MAX_ITER) for run in runs}
+    total = {run: run.steps_and_batch()[0] for run in runs}
     done = sum(total[run] for run in runs if run not in waiting)
     begun = done + sum(min(step_of(run), total[run]) for run in waiting)
     bar = tqdm(total=sum(total.values()), initial=begun, unit="step", mininterval=1)
@@ -352,7 +363,7 @@ def run_all(runs: Sequence[Run], args: argparse.Namespace) -> list[Run]:
         while waiting or active:
             while waiting and len(active) < args.jobs:
                 run = waiting.pop(0)
-                active[run] = start(run, args.jobs, args.num_gpus)
+                active[run] = start(run, args.jobs)
             time.sleep(0.5)
             for run, process in list(active.items()):
                 if process.poll() is None:
@@ -381,7 +392,7 @@ def finish(run: Run, exit_status: int) -> bool:
             checkpoint.unlink()
         return True
     log = (run.folder / "console.txt").read_text(errors="replace").splitlines()
-    tqdm.write(f"FAILED with status {exit_status}: {shlex.join(run.command(1))}", sys.stderr)
+    tqdm.write(f"FAILED with status {exit_status}: {shlex.join(run.command())}", sys.stderr)
     tqdm.write("\n".join(f"    {line}" for line in log[-LOG_TAIL:]), sys.stderr)
     return False
 
@@ -406,11 +417,11 @@ def result_of(run: Run) -> dict[str, Any]:
         result["box AP"] = average_precision(truth, detections, "bbox")["AP"]
     # The writer's times are medians of 20 steps; the median of these is no matter of pauses.
     times = [line["time"] for line in metric_lines(run) if "time" in line]
-    steps = 0 if run.row.test else cfg.SOLVER.MAX_ITER
+    steps, batch = run.steps_and_batch()
     return result | {
         "seconds per step": float(np.median(times)) if times else None,
         "steps": steps,
-        "images": steps * cfg.SOLVER.IMS_PER_BATCH,
+        "images": steps * batch,
         "test set": cfg.DATASETS.TEST[0],
         "torch": torch.__version__,
         "processor": processor(),
@@ -466,10 +477,13 @@ def make_report(table: Table, runs: Sequence[Run], args: argparse.Namespace) -> 
         for row in dict.fromkeys(run.row for run in runs)
     ]
     cfg = runs[0].cfg()
-    steps, batch = cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH
+    steps, batch = runs[0].steps_and_batch()
     data = f"synthetic people, {steps} steps" if args.small else "COCO val2017"
     what = ["--peer"] if args.peer else ["--table", args.table]
-    what += ["--small", "--steps", str(args.steps), "--jobs", str(args.jobs)] if args.small else []
+    if args.small:
+        what += ["--small", "--steps", str(args.steps), "--jobs", str(args.jobs)]
+    else:
+        what += ["--num-gpus", str(args.num_gpus)]
     command = ["python", "tools/reproduce.py", *what, "--seeds", *map(str, args.seeds), *args.opts]
     notes = [f"`{shlex.join(command)}`", f"{steps} steps of {batch} images: {steps * batch} seen"]
     notes += [f"Tested on `{cfg.DATASETS.TEST[0]}`"]
@@ -507,7 +521,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = PEER if args.peer else TABLES[args.table]
     steps = args.steps if args.small else None
     rows = (args.small and table.small_rows) or table.rows
-    runs = [make_run(row, seed, args.runs, steps, args.opts) for seed in args.seeds for row in rows]
+    runs = [
+        make_run(row, seed, args.runs, steps, args.opts, args.num_gpus)
+        for seed in args.seeds
+        for row in rows
+    ]
     missing = missing_data(runs)
     if missing:
         print(
