@@ -61,7 +61,7 @@ class InsPose(nn.Module):
         score_threshold: float,
         topk_candidates: int,
         nms_threshold: float,
-        keypoint_rescore: bool,
+        keypoint_score_weight: float,
         max_poses: int,
         pixel_mean: list[float],
         pixel_std: list[float],
@@ -84,7 +84,7 @@ class InsPose(nn.Module):
             score_threshold: lowest person probability of a candidate.
             topk_candidates: most candidates of an image.
             nms_threshold: see :func:`select_poses`, IoU.
-            keypoint_rescore: multiply the score of a pose by its mean keypoint score.
+            keypoint_score_weight: of the mean keypoint score in the score of a pose, in [0, 1].
             max_poses: most poses of an image.
             pixel_mean: per channel, in the order of ``INPUT.FORMAT``.
             pixel_std: per channel.
@@ -105,7 +105,7 @@ class InsPose(nn.Module):
         self.score_threshold = score_threshold
         self.topk_candidates = topk_candidates
         self.nms_threshold = nms_threshold
-        self.keypoint_rescore = keypoint_rescore
+        self.keypoint_score_weight = keypoint_score_weight
         self.max_poses = max_poses
         shapes = backbone.output_shape()
         self.strides = [shapes[name].stride for name in in_features]
@@ -183,7 +183,7 @@ class InsPose(nn.Module):
             "score_threshold": node.SCORE_THRESH_TEST,
             "topk_candidates": node.TOPK_CANDIDATES_TEST,
             "nms_threshold": node.NMS_THRESH_TEST,
-            "keypoint_rescore": node.KEYPOINT_RESCORE_TEST,
+            "keypoint_score_weight": node.KEYPOINT_SCORE_WEIGHT_TEST,
             "max_poses": cfg.TEST.DETECTIONS_PER_IMAGE,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -372,8 +372,8 @@ class InsPose(nn.Module):
             map_width=width,
             image_size=image_size,
         )
-        if self.keypoint_rescore:
-            scores = scores * keypoint_scores.mean(dim=1)
+        weight = self.keypoint_score_weight
+        scores = scores ** (1 - weight) * keypoint_scores.mean(dim=1) ** weight
         return select_poses(
             keypoints,
             boxes_of_poses(keypoints) if boxes is None else clip_boxes_to_image(boxes, image_size),
@@ -390,6 +390,11 @@ def _check(node: CfgNode) -> None:
         raise ValueError(
             "MODEL.INSPOSE.UNLABELED_PERSONS must be 'ignore' or 'background', "
             f"got {node.UNLABELED_PERSONS!r}"
+        )
+    if not 0 <= node.KEYPOINT_SCORE_WEIGHT_TEST <= 1:
+        raise ValueError(
+            "MODEL.INSPOSE.KEYPOINT_SCORE_WEIGHT_TEST must be in [0, 1], "
+            f"got {node.KEYPOINT_SCORE_WEIGHT_TEST}"
         )
     if len(node.SIZES_OF_INTEREST) != len(node.IN_FEATURES) - 1:
         raise ValueError(

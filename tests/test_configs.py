@@ -148,6 +148,7 @@ def test_no_key_of_timm_is_unread(tiny_cfg: Callable[..., CfgNode]) -> None:
     [
         ("MODEL.INSPOSE.UNLABELED_PERSONS", "ignored"),
         ("MODEL.INSPOSE.SIZES_OF_INTEREST", [64, 128]),
+        ("MODEL.INSPOSE.KEYPOINT_SCORE_WEIGHT_TEST", 1.5),
         ("MODEL.INSPOSE.NUM_CONVS", 0),
         ("MODEL.INSPOSE.HEATMAP.NUM_CONVS", 0),
         ("MODEL.INSPOSE.KP_NET.NUM_LAYERS", 0),

@@ -269,15 +269,18 @@ def test_mixed_sizes_train_and_predict(model: InsPose, make_instances: Make) -> 
     assert [x.image_size for x in predict(model, inputs)] == sizes
 
 
-def test_rescoring_multiplies_by_the_mean_keypoint_score(model: InsPose) -> None:
+@pytest.mark.parametrize("weight", [0.5, 0.75, 1.0])
+def test_score_is_a_mean_of_person_and_keypoint_scores(model: InsPose, weight: float) -> None:
     inputs = [{"image": image_of((96, 128))}]
     model.nms_threshold, model.max_poses = 1.0, 500  # so that both runs keep the same
-    model.keypoint_rescore = False
+    model.keypoint_score_weight = 0.0
     plain = predict(model, inputs)[0]
-    model.keypoint_rescore = True
-    rescored = predict(model, inputs)[0]
-    expected = plain.scores * plain.pred_keypoints[..., 2].mean(dim=1)
-    torch.testing.assert_close(rescored.scores, expected.sort(descending=True).values)
+    model.keypoint_score_weight = weight
+    weighted = predict(model, inputs)[0]
+    # The logarithms have an ordinary weighted mean.
+    keypoint_scores = plain.pred_keypoints[..., 2].mean(dim=1)
+    expected = torch.lerp(plain.scores.log(), keypoint_scores.log(), weight).exp()
+    torch.testing.assert_close(weighted.scores, expected.sort(descending=True).values)
 
 
 def test_missing_annotations_in_training_name_the_cure(model: InsPose) -> None:

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "quick" / "synthetic_people.yaml"
 TIMED_STEPS = 24  # of them the second half is timed
 RESERVE = 0.1  # share of the budget kept back for a machine that becomes slower
-DRAWN_SCORE = 0.15  # person probability times mean keypoint score
+DRAWN_SCORE = 0.4
 NOSE, LEFT, RIGHT = (255, 0, 255), (40, 120, 255), (255, 140, 0)  # RGB, colours of fig. 2
 
 logger = logging.getLogger("inspose_d2.demo")
