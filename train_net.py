@@ -34,14 +34,18 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Run one worker: evaluate with ``--eval-only``, else train."""
+    """Run one worker: evaluate with ``--eval-only``, else train.
+
+    ``TEST.AUG`` is for ``--eval-only``: evaluation on the way of training sees each image once.
+    """
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
         DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
             cfg.MODEL.WEIGHTS, resume=args.resume
         )
-        return Trainer.test(cfg, model)
+        test = Trainer.test_with_augmentation if cfg.TEST.AUG.ENABLED else Trainer.test
+        return test(cfg, model)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()

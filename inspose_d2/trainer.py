@@ -19,6 +19,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from .data.dataset_mapper import InsPoseDatasetMapper
+from .test_time_augmentation import InsPoseWithTTA
 
 
 class Trainer(DefaultTrainer):
@@ -136,3 +137,11 @@ class Trainer(DefaultTrainer):
             output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"),
             kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
         )
+
+    @classmethod
+    def test_with_augmentation(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """Evaluate with the views of ``TEST.AUG``, each resized from the original image."""
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.INPUT.MIN_SIZE_TEST = 0  # Detectron2's word for: do not resize
+        return cls.test(cfg, InsPoseWithTTA(cfg, model))

@@ -85,6 +85,16 @@ def test_training_evaluates_on_the_way_resumes_and_evaluates_alone(
     assert "copypaste: Task: keypoints" in printed.out + printed.err
     assert "Task: bbox" not in printed.out + printed.err
 
+    predictions = tmp_path / "inference" / "coco_instances_results.json"
+    plain = json.loads(predictions.read_text())
+    assert plain
+    views = {"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": (64,)}
+    run(tmp_path, "--eval-only", **{"MODEL.WEIGHTS": final, **views, "TEST.AUG.FLIP": False})
+    assert json.loads(predictions.read_text()) == plain  # one view: the same from file to result
+    results = run(tmp_path, "--eval-only", **{"MODEL.WEIGHTS": final, **views})
+    assert results.keys() == {"keypoints"}
+    assert json.loads(predictions.read_text()) != plain
+
 
 def test_boxes_of_a_box_head_are_evaluated_beside_keypoints(tmp_path: Path) -> None:
     results = run(tmp_path, "--eval-only", **{"MODEL.INSPOSE.BOX_HEAD.ENABLED": True})
