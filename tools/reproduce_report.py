@@ -69,6 +69,12 @@ def figure(values: Sequence[float]) -> str:
     return f"{mean:.1f}" if spread is None else f"{mean:.1f} ± {spread:.1f}"
 
 
+def cell(line: Line, metric: str) -> str:
+    """A measured figure of a line; "-" where its runs have no such thing (boxes)."""
+    has_it = any(result.get(metric) is not None for result in line.results.values())
+    return figure(line.values(metric)) if has_it or not line.results else "-"
+
+
 def metrics_of(report: Report) -> list[str]:
     """The keypoint metrics, and box AP where there is one."""
     has_boxes = any(line.values("box AP") or "box AP" in line.paper for line in report.lines)
@@ -95,7 +101,7 @@ def markdown(report: Report, stem: str) -> str:
         seconds = training_seconds(line)
         ours.append(
             [line.label]
-            + [figure(line.values(metric)) for metric in metrics]
+            + [cell(line, metric) for metric in metrics]
             + [f"{np.mean(seconds):.0f}" if seconds else "-", str(len(line.results))]
             + [f"{line.paper['AP']:.1f}" if line.paper else "-"]
         )
