@@ -115,14 +115,18 @@ class Trainer(DefaultTrainer):
         return maybe_add_gradient_clipping(cfg, adamw)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """Load training data, for InsPose through :class:`InsPoseDatasetMapper`.
+    def build_train_mapper(cls, cfg: CfgNode) -> DatasetMapper:
+        """Build :class:`InsPoseDatasetMapper` for InsPose, Detectron2's for ``configs/peer``.
 
-        Other models (``configs/peer``) do not know its persons without keypoints.
+        Other models do not know persons without keypoints.
         """
         is_inspose = cfg.MODEL.META_ARCHITECTURE == "InsPose"
-        mapper = InsPoseDatasetMapper if is_inspose else DatasetMapper
-        return build_detection_train_loader(cfg, mapper=mapper(cfg, is_train=True))
+        return (InsPoseDatasetMapper if is_inspose else DatasetMapper)(cfg, is_train=True)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """Load training data through :meth:`build_train_mapper`."""
+        return build_detection_train_loader(cfg, mapper=cls.build_train_mapper(cfg))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOEvaluator:

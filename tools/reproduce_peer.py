@@ -14,7 +14,6 @@ from detectron2.data import DatasetMapper, get_detection_dataset_dicts
 from detectron2.utils.events import EventStorage
 from reproduce_report import figure, markdown_table, mean_and_spread, plt
 
-from inspose_d2.data.dataset_mapper import InsPoseDatasetMapper
 from inspose_d2.trainer import Trainer
 
 TIMED_STEPS, TIMED_IMAGES = 20, 40
@@ -55,8 +54,7 @@ def measure(cfgs: Sequence[CfgNode], weights: Sequence[Path]) -> list[dict[str, 
 
 def train_step(cfg: CfgNode, model: torch.nn.Module) -> Callable[[int], None]:
     """Make the function that trains one step, the i-th on the same images for every model."""
-    is_inspose = cfg.MODEL.META_ARCHITECTURE == "InsPose"
-    mapper = (InsPoseDatasetMapper if is_inspose else DatasetMapper)(cfg, is_train=True)
+    mapper = Trainer.build_train_mapper(cfg)
     records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN)
     optimizer = Trainer.build_optimizer(cfg, model)
     size = cfg.SOLVER.IMS_PER_BATCH
