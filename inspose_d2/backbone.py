@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
+from detectron2.layers import CNNBlockBase, Conv2d, FrozenBatchNorm2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import FPN, LastLevelP6P7
 from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
@@ -33,7 +33,34 @@ def build_inspose_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> F
     Returns:
         A backbone with the features p3, ..., p7 of strides 8, ..., 128.
     """
-    return _add_fpn(cfg, build_resnet_backbone(cfg, input_shape))
+    return _add_fpn(cfg, fold_frozen_batch_norms(build_resnet_backbone(cfg, input_shape)))
+
+
+class FoldedConv2d(Conv2d):
+    """Convolution with its frozen batch norm folded into weight and bias, at each call.
+
+    Parameters and results are those of Detectron2's ``Conv2d`` with ``FrozenBatchNorm2d``. The
+    weights are few beside the activations, over which one pass is saved (in training three), so
+    there is nothing to keep and nothing to become stale.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, out_channels, H', W')."""
+        norm = self.norm
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        bias = norm.bias - norm.running_mean * scale
+        weight = self.weight * scale[:, None, None, None]
+        x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return x if self.activation is None else self.activation(x)
+
+
+def fold_frozen_batch_norms(module: nn.Module) -> nn.Module:
+    """Make each convolution of Detectron2 with a frozen batch norm a :class:`FoldedConv2d`."""
+    for conv in module.modules():
+        # Same parameters under the same names, another forward: checkpoints are not affected.
+        if type(conv) is Conv2d and conv.bias is None and isinstance(conv.norm, FrozenBatchNorm2d):
+            conv.__class__ = FoldedConv2d
+    return module
 
 
 @BACKBONE_REGISTRY.register()

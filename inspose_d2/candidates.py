@@ -1,5 +1,6 @@
 """Candidates: the locations whose KP-Nets are run, chosen by labels or by scores."""
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -16,17 +17,12 @@ class Candidates:
     index: Tensor  # (N,) number among the L locations of the image
     points: Tensor  # (N, 2) x, y in image pixels
     strides: Tensor  # (N,) stride of the pyramid level
+    counts: list[int]  # candidates of each image; plain numbers, lest a GPU be asked again
 
-    def __getitem__(self, chosen: slice) -> "Candidates":
-        """Take some of them."""
-        return Candidates(
-            self.image[chosen], self.index[chosen], self.points[chosen], self.strides[chosen]
-        )
-
-    def slices(self, num_images: int) -> list[slice]:
+    def slices(self) -> list[slice]:
         """Say which candidates belong to each image of the batch."""
-        ends = self.image.bincount(minlength=num_images).cumsum(0).tolist()
-        return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+        ends = list(itertools.accumulate(self.counts, initial=0))
+        return [slice(*pair) for pair in itertools.pairwise(ends)]
 
 
 def candidates_at(locations: Locations, chosen: Tensor) -> Candidates:
@@ -40,20 +36,27 @@ def candidates_at(locations: Locations, chosen: Tensor) -> Candidates:
         The candidates, in the order of the images and of their locations.
     """
     image, index = chosen.nonzero(as_tuple=True)
-    return Candidates(image, index, locations.points[index], locations.strides[index])
+    counts = chosen.sum(dim=1).tolist()
+    return Candidates(image, index, locations.points[index], locations.strides[index], counts)
 
 
-def select_by_score(scores: Tensor, threshold: float, topk: int) -> Tensor:
+def select_by_score(
+    locations: Locations, scores: Tensor, threshold: float, topk: int
+) -> Candidates:
     """Choose the locations that may be persons (sec. 3.4).
 
     Args:
+        locations: the L locations that all images of the batch share.
         scores: (B, L) person probabilities.
         threshold: a location's score must be above.
         topk: at most this many locations of an image.
 
     Returns:
-        (B, L) bool.
+        The candidates, best first in each image.
     """
     best = scores.topk(min(topk, scores.shape[1]), dim=1)
-    chosen = scores.new_zeros(scores.shape, dtype=torch.bool)
-    return chosen.scatter(1, best.indices, best.values > threshold)
+    counts = (best.values > threshold).sum(dim=1).tolist()  # all that the host needs to know
+    chosen = [row[:count] for row, count in zip(best.indices, counts, strict=True)]
+    image = torch.cat([torch.full_like(own, number) for number, own in enumerate(chosen)])
+    index = torch.cat(chosen)
+    return Candidates(image, index, locations.points[index], locations.strides[index], counts)

@@ -33,7 +33,7 @@ def conv_tower(in_channels: int, channels: int, num_convs: int, norm: str) -> nn
                 padding=1,
                 bias=not norm,
                 norm=get_norm(norm, channels),
-                activation=F.relu,
+                activation=F.relu_,
             )
             for i in range(num_convs)
         )
@@ -115,10 +115,11 @@ class InsPoseHead(nn.Module):
         Returns:
             (N, 9 * conv_dim) patches.
         """
-        cells = torch.cat([F.pad(x, (1, 1, 1, 1)).flatten(2) for x in params_features], dim=2)
-        neighbours = _neighbours([x.shape[2:] for x in params_features], cells.device)
-        patches = cells[candidates.image[:, None], :, neighbours[candidates.index]]  # (N, 9, C)
-        return patches.flatten(1)
+        rows = torch.cat([x.permute(0, 2, 3, 1).flatten(1, 2) for x in params_features], dim=1)
+        neighbours, inside = _neighbours([x.shape[2:] for x in params_features], rows.device)
+        own = candidates.index
+        patches = rows[candidates.image[:, None], neighbours[own]]  # (N, 9, C)
+        return patches.mul_(inside[own][..., None]).flatten(1)
 
     def predict_params(self, patches: Tensor) -> Tensor:
         """Map (N, 9 * conv_dim) patches to (N, P) KP-Net parameters."""
@@ -150,23 +151,25 @@ def _convolve(conv: nn.Conv2d, patches: Tensor) -> Tensor:
     return F.linear(patches, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
 
 
-def _neighbours(sizes: list[torch.Size], device: torch.device) -> Tensor:
-    """Find the 3x3 neighbourhood of each location in the row of all padded levels.
+def _neighbours(sizes: list[torch.Size], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Find the 3x3 neighbourhood of each location in the row of all levels.
 
     Args:
-        sizes: (H_l, W_l) of each level, without padding.
+        sizes: (H_l, W_l) of each level.
         device: where to put the result.
 
     Returns:
-        (L, 9) indices, row by row.
+        (L, 9) indices, row by row, and (L, 9) bool: whether the neighbour is in the level. The
+        index of one that is not is that of a location of the level.
     """
-    neighbours, start = [], 0
-    step = torch.arange(3, device=device)
+    indices, inside, start = [], [], 0
+    step = torch.arange(-1, 2, device=device)
     for height, width in sizes:
-        pitch = width + 2
-        rows, columns = (torch.arange(n, device=device) for n in (height, width))
-        corners = start + rows[:, None] * pitch + columns  # top left of each neighbourhood
-        window = step[:, None] * pitch + step
-        neighbours.append(corners.flatten()[:, None] + window.flatten())
-        start += (height + 2) * pitch
-    return torch.cat(neighbours)
+        row = (torch.arange(height, device=device)[:, None] + step)[:, None, :, None]
+        column = (torch.arange(width, device=device)[:, None] + step)[None, :, None, :]
+        index = row.clamp(0, height - 1) * width + column.clamp(0, width - 1) + start
+        in_level = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        indices.append(index.reshape(-1, 9))
+        inside.append(in_level.reshape(-1, 9))
+        start += height * width
+    return torch.cat(indices), torch.cat(inside)

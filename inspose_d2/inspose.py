@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 
 from .branches import DiskOffsetBranch, HeatmapBranch, KeypointFeatureBranch
-from .candidates import Candidates, candidates_at, select_by_score
+from .candidates import select_by_score
 from .geometry import Locations, map_size
 from .head import InsPoseHead
 from .keypoint_codec import decode_keypoints
 from .kp_net import KPNet
 from .losses import box_loss, classification_loss, disk_offset_loss, heatmap_loss, keypoint_loss
 from .postprocess import boxes_of_poses, select_poses
-from .target_generator import PERSON, TargetGenerator, Targets
+from .target_generator import PERSON, TargetGenerator
 
 
 @dataclass
@@ -33,6 +33,7 @@ class Predictions:
     params_features: list[Tensor]  # per level, the input of InsPoseHead.patches_at
     keypoint_features: Tensor  # (B, C, H, W), shared input of the KP-Nets
     disk_offsets: Tensor | None  # (B, 2K, H, W) in cells; None without the branch
+    heatmap_logits: Tensor | None  # (B, K, H', W') at P3's stride; None in evaluation too
 
 
 @META_ARCH_REGISTRY.register()
@@ -129,6 +130,7 @@ class InsPose(nn.Module):
             channels=node.KP_NET.CHANNELS,
             num_layers=node.KP_NET.NUM_LAYERS,
             num_keypoints=k,
+            backend=node.KP_NET.BACKEND,
         )
 
         def branch_args(branch: CfgNode, out_channels: int, scale: float) -> dict[str, Any]:
@@ -209,23 +211,11 @@ class InsPose(nn.Module):
             x, y in pixels of the asked size and the keypoint's score in [0, 1]}.
         """
         images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
-        pyramid = [features[name] for name in self.in_features]
-        p3 = features[self.map_feature]
-        locations = Locations.of(pyramid, self.strides)
-
-        person_logits, params_features = self.head(pyramid)
-        disk_offsets = None if self.disk_offset_branch is None else self.disk_offset_branch(p3)
-        predictions = Predictions(
-            person_logits,
-            params_features,
-            self.keypoint_branch(p3),
-            disk_offsets,
-        )
+        predictions = self.predict(images.tensor)
+        locations = Locations.of(predictions.params_features, self.strides)
         if self.training:
-            heatmap_logits = None if self.heatmap_branch is None else self.heatmap_branch(p3)
             instances = [x["instances"].to(self.device) for x in batched_inputs]
-            return self.losses(predictions, heatmap_logits, locations, instances)
+            return self.losses(predictions, locations, instances)
 
         poses = self.inference(predictions, locations, images.image_sizes)
         results = []
@@ -235,6 +225,31 @@ class InsPose(nn.Module):
             asked = inputs.get("height", height), inputs.get("width", width)
             results.append({"instances": detector_postprocess(pose, *asked)})
         return results
+
+    def predict(self, images: Tensor) -> Predictions:
+        """Run all that depends on no person: backbone, heads and branches.
+
+        Nearly all multiplications are here. ``torch.compile`` takes it as one graph:
+        ``model.predict = torch.compile(model.predict)``.
+
+        Args:
+            images: (B, C, H, W) normalized and padded.
+
+        Returns:
+            The predictions.
+        """
+        features = self.backbone(images)
+        pyramid = [features[name] for name in self.in_features]
+        p3 = features[self.map_feature]
+        person_logits, params_features = self.head(pyramid)
+        with_heatmaps = self.training and self.heatmap_branch is not None
+        return Predictions(
+            person_logits,
+            params_features,
+            keypoint_features=self.keypoint_branch(p3),
+            disk_offsets=None if self.disk_offset_branch is None else self.disk_offset_branch(p3),
+            heatmap_logits=self.heatmap_branch(p3) if with_heatmaps else None,
+        )
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalize the images and pad them to one size."""
@@ -249,7 +264,6 @@ class InsPose(nn.Module):
     def losses(
         self,
         predictions: Predictions,
-        heatmap_logits: Tensor | None,
         locations: Locations,
         instances: list[Instances],
     ) -> dict[str, Tensor]:
@@ -257,7 +271,6 @@ class InsPose(nn.Module):
 
         Args:
             predictions: of the network.
-            heatmap_logits: (B, K, H', W') at the stride of P3; None without the branch.
             locations: of the padded images.
             instances: gt_keypoints, gt_boxes and gt_classes per image.
 
@@ -290,8 +303,11 @@ class InsPose(nn.Module):
                 gamma=self.focal_loss_gamma,
             )
             / num_positives,
-            "loss_keypoint": self._keypoint_loss(
-                self.head.predict_params(patches), features, targets
+            "loss_keypoint": keypoint_loss(
+                self.kp_net.log_probs(
+                    self.head.predict_params(patches), targets.positives, features, targets.cells
+                ),
+                targets.labelled,
             )
             / num_pairs,
         }
@@ -300,21 +316,13 @@ class InsPose(nn.Module):
                 disk_offset_loss(predictions.disk_offsets, targets.disk_offsets, targets.disk_mask)
                 / num_offsets
             )
-        if heatmap_logits is not None:
-            losses["loss_heatmap"] = heatmap_loss(heatmap_logits, targets.heatmaps) / num_labelled
+        if predictions.heatmap_logits is not None:
+            losses["loss_heatmap"] = (
+                heatmap_loss(predictions.heatmap_logits, targets.heatmaps) / num_labelled
+            )
         if boxes is not None:
             losses["loss_box"] = box_loss(boxes, targets.boxes) / num_positives
         return {name: self.loss_weights[name] * loss for name, loss in losses.items()}
-
-    def _keypoint_loss(self, params: Tensor, features: Tensor, targets: Targets) -> Tensor:
-        """Run the KP-Nets of the positives image by image and sum up their loss."""
-        positives, losses = targets.positives, []
-        for image, own in enumerate(positives.slices(len(features))):
-            maps = self.kp_net.maps(
-                params[own], positives.points[own], positives.strides[own], features[image]
-            )
-            losses.append(keypoint_loss(maps, targets.cells[own], targets.labelled[own]))
-        return torch.stack(losses).sum()
 
     def inference(
         self, predictions: Predictions, locations: Locations, image_sizes: list[tuple[int, int]]
@@ -330,40 +338,39 @@ class InsPose(nn.Module):
             Per image ``Instances`` in pixels of the network input.
         """
         scores = predictions.person_logits.float().sigmoid()
-        chosen = select_by_score(scores, self.score_threshold, self.topk_candidates)
-        candidates = candidates_at(locations, chosen)
+        candidates = select_by_score(locations, scores, self.score_threshold, self.topk_candidates)
         scores = scores[candidates.image, candidates.index]
         patches = self.head.patches_at(predictions.params_features, candidates)
-        params = self.head.predict_params(patches)
         boxes = self.head.predict_boxes(patches, candidates)
+        cells, keypoint_scores = self.kp_net.peaks(
+            self.head.predict_params(patches),
+            candidates,
+            predictions.keypoint_features,
+            [map_size(size, self.kp_net.stride) for size in image_sizes],
+        )
         return [
             self._poses_of_image(
-                candidates[own],
-                params[own],
+                cells[own],
+                keypoint_scores[own],
+                None if predictions.disk_offsets is None else predictions.disk_offsets[image],
                 None if boxes is None else boxes[own],
                 scores[own],
-                predictions.keypoint_features[image],
-                None if predictions.disk_offsets is None else predictions.disk_offsets[image],
                 image_sizes[image],
             )
-            for image, own in enumerate(candidates.slices(len(image_sizes)))
+            for image, own in enumerate(candidates.slices())
         ]
 
     def _poses_of_image(
         self,
-        candidates: Candidates,
-        params: Tensor,
+        cells: Tensor,
+        keypoint_scores: Tensor,
+        disk_offsets: Tensor | None,
         boxes: Tensor | None,
         scores: Tensor,
-        features: Tensor,
-        disk_offsets: Tensor | None,
         image_size: tuple[int, int],
     ) -> Instances:
-        """Run the candidates' KP-Nets over the unpadded part of their image and decode them."""
+        """Decode the peaks of an image's maps and keep the best poses."""
         height, width = map_size(image_size, self.kp_net.stride)
-        cells, keypoint_scores = self.kp_net.peaks(
-            params, candidates.points, candidates.strides, features[:, :height, :width]
-        )
         keypoints = decode_keypoints(
             cells,
             keypoint_scores,

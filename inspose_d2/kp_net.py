@@ -1,15 +1,25 @@
 """KP-Nets: one tiny network per person over features that all persons share (sec. 3.2)."""
 
+import functools
+import importlib
+import importlib.util
 import itertools
+import os
+from collections.abc import Iterator
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from .candidates import Candidates
 from .geometry import compute_locations, coordinate_scale
 
-# KP-Nets whose maps are in memory at once at inference: 16 x 17 maps of 100 x 168 cells are 18 MB.
-CHUNK = 16
+# KP-Nets whose maps are in memory at once: 8 x 17 maps of 100 x 168 cells are 9 MB.
+CHUNK = 8
+BACKENDS = ("auto", "torch", "triton")
+MIN_CAPABILITY = (7, 0)  # of a CUDA device, for Triton
 
 
 class KPNet:
@@ -29,6 +39,7 @@ class KPNet:
         channels: int,
         num_layers: int,
         num_keypoints: int,
+        backend: str = "auto",
     ) -> None:
         """Fix the layer widths.
 
@@ -38,16 +49,23 @@ class KPNet:
             channels: channels between the layers.
             num_layers: depth, at least 1.
             num_keypoints: K, the maps at the end.
+            backend: of :meth:`peaks` and :meth:`log_probs`: "torch" runs matrix products, "triton"
+                fused kernels; "auto" takes the kernels on CUDA devices that can run them.
 
         Raises:
-            ValueError: the depth is below 1.
+            ValueError: the depth is below 1, or there is no such backend.
         """
         if num_layers < 1:
             raise ValueError(
                 f"MODEL.INSPOSE.KP_NET.NUM_LAYERS must be at least 1, got {num_layers}"
             )
-        widths = [feature_channels + 2, *[channels] * (num_layers - 1), num_keypoints]
-        self.layers = list(itertools.pairwise(widths))
+        if backend not in BACKENDS:
+            raise ValueError(
+                f"MODEL.INSPOSE.KP_NET.BACKEND must be one of {BACKENDS}, got {backend!r}"
+            )
+        self.widths = (feature_channels + 2, *[channels] * (num_layers - 1), num_keypoints)
+        self.layers = list(itertools.pairwise(self.widths))
+        self.backend = backend
         self.num_params = sum(n_in * n_out + n_out for n_in, n_out in self.layers)
         self.num_keypoints = num_keypoints
         self.stride = stride
@@ -120,28 +138,146 @@ class KPNet:
             coordinate_weight = weight[..., -2:] / coordinate_scale(strides)[:, None, None]
             bias = bias - (coordinate_weight @ points[..., None])[..., 0]
             weight = torch.cat([weight[..., :-2], coordinate_weight], dim=-1)
-            x = (weight.flatten(0, 1) @ shared).unflatten(0, weight.shape[:2]) + bias[..., None]
+            x = (weight.flatten(0, 1) @ shared).unflatten(0, bias.shape).add_(bias[..., None])
             for weight, bias in others:
-                x = torch.baddbmm(bias[..., None], weight, F.relu(x))
+                x = torch.bmm(weight, x.relu_()).add_(bias[..., None])
         return x.unflatten(2, (height, width))
 
     def peaks(
-        self, params: Tensor, points: Tensor, strides: Tensor, features: Tensor
+        self,
+        params: Tensor,
+        candidates: Candidates,
+        features: Tensor,
+        sizes: list[tuple[int, int]],
     ) -> tuple[Tensor, Tensor]:
-        """Find the peak of every keypoint map (eq. 2), a chunk of persons at a time.
+        """Find the peak of every keypoint map (eq. 2).
 
-        Arguments are those of :meth:`maps`.
+        Args:
+            params: (N, P) parameters.
+            candidates: the N locations that they come from.
+            features: (B, C, H, W) shared features of the batch.
+            sizes: (H, W) of each image's maps without padding; peaks lie inside.
 
         Returns:
-            (N, K) int64 cell indices, row * W + column, and (N, K) scores: the softmax
-            probability of the map at its peak, in [0, 1].
+            (N, K) int64 cell indices, row * W + column of the unpadded map, the first of equal
+            maxima, and (N, K) scores: the softmax probability of the map at its peak, in [0, 1].
         """
+        kernels = self._kernels(features)
+        if kernels is not None:
+            cells, peaks, log_sums = kernels.peaks(
+                *self._kernel_args(params, candidates, features),
+                torch.tensor(sizes, device=features.device),
+                stride=self.stride,
+                widths=self.widths,
+            )
+            return cells, (peaks - log_sums).exp()
         scores = features.new_empty(len(params), self.num_keypoints, dtype=torch.float32)
         cells = torch.empty_like(scores, dtype=torch.int64)
-        for start in range(0, len(params), CHUNK):
-            chunk = slice(start, start + CHUNK)
-            maps = self.maps(params[chunk], points[chunk], strides[chunk], features)
-            logits = maps.flatten(2)
-            peak, cells[chunk] = logits.max(dim=-1)
-            scores[chunk] = (peak - logits.logsumexp(dim=-1)).exp()
+        for image, chunk in _chunks(candidates):
+            height, width = sizes[image]
+            maps = self.maps(
+                params[chunk],
+                candidates.points[chunk],
+                candidates.strides[chunk],
+                features[image, :, :height, :width],
+            )
+            # On a CPU argmax is slow, amax is not: first the best row, then the cell in it.
+            row = maps.amax(dim=3).argmax(dim=2)  # (N, K)
+            best_row = maps.gather(2, row[..., None, None].expand(-1, -1, 1, width))[:, :, 0]
+            cells[chunk] = row * width + best_row.argmax(dim=2)
+            scores[chunk] = maps.flatten(2).softmax(dim=2).amax(dim=2)
         return cells, scores
+
+    def log_probs(
+        self, params: Tensor, candidates: Candidates, features: Tensor, cells: Tensor
+    ) -> Tensor:
+        """Logarithm of the softmax probability of given cells (eq. 4), differentiable.
+
+        The maps are made a chunk of persons at a time, and again for the gradient: they are never
+        all in memory.
+
+        Args:
+            params: (N, P) parameters.
+            candidates: the N locations that they come from.
+            features: (B, C, H, W) shared features of the batch.
+            cells: (N, K) int64, row * W + column.
+
+        Returns:
+            (N, K) float32.
+        """
+        kernels = self._kernels(features)
+        if kernels is not None:
+            return kernels.log_probs(
+                *self._kernel_args(params, candidates, features),
+                cells,
+                stride=self.stride,
+                widths=self.widths,
+            )
+
+        def of_chunk(
+            params: Tensor, points: Tensor, strides: Tensor, features: Tensor, cells: Tensor
+        ) -> Tensor:
+            maps = self.maps(params, points, strides, features).flatten(2)
+            at_cells = maps.gather(2, cells[..., None])[..., 0]
+            return at_cells - maps.logsumexp(dim=2)
+
+        # An image without persons has one chunk of none: its features are in the graph too.
+        parts = [
+            checkpoint(
+                of_chunk,
+                params[chunk],
+                candidates.points[chunk],
+                candidates.strides[chunk],
+                features[image],
+                cells[chunk],
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+            for image, chunk in _chunks(candidates)
+        ]
+        return torch.cat(parts)
+
+    def _kernels(self, features: Tensor) -> ModuleType | None:
+        """Choose what runs: the module of the Triton kernels, or None for matrix products.
+
+        Raises:
+            ValueError: the kernels are asked for and cannot run.
+        """
+        if self.backend == "torch":
+            return None
+        problem = _problem_with_triton(features.device)
+        if problem is None:
+            return importlib.import_module(".kp_net_triton", __package__)
+        if self.backend == "auto":
+            return None
+        raise ValueError(
+            f"MODEL.INSPOSE.KP_NET.BACKEND is 'triton', but {problem}: set it to 'auto' or 'torch'"
+        )
+
+    @staticmethod
+    def _kernel_args(params: Tensor, candidates: Candidates, features: Tensor) -> list[Tensor]:
+        """Give what both kernels take first; float32, as coordinates need."""
+        scales = coordinate_scale(candidates.strides)
+        return [params.float(), candidates.points, scales, candidates.image, features]
+
+
+@functools.cache
+def _problem_with_triton(device: torch.device) -> str | None:
+    """Say why the Triton kernels cannot run on a device; None where they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if os.environ.get("TRITON_INTERPRET") == "1":  # for tests: runs anywhere, slowly
+        return None
+    if device.type != "cuda":
+        return f"the model is on the device '{device.type}', not on a CUDA device"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < MIN_CAPABILITY:
+        return f"the GPU has compute capability {capability}, below {MIN_CAPABILITY}"
+    return None
+
+
+def _chunks(candidates: Candidates) -> Iterator[tuple[int, slice]]:
+    """Cut candidates into runs of at most ``CHUNK`` of one image, at least one run an image."""
+    for image, own in enumerate(candidates.slices()):
+        for start in range(own.start, max(own.stop, own.start + 1), CHUNK):
+            yield image, slice(start, min(start + CHUNK, own.stop))

@@ -23,18 +23,17 @@ def classification_loss(logits: Tensor, targets: Tensor, *, alpha: float, gamma:
     )
 
 
-def keypoint_loss(maps: Tensor, cells: Tensor, labelled: Tensor) -> Tensor:
+def keypoint_loss(log_probs: Tensor, labelled: Tensor) -> Tensor:
     """Softmax cross-entropy over the cells of each labelled keypoint's map (eq. 4).
 
     Args:
-        maps: (N, K, H, W) logits.
-        cells: (N, K) int64 target cell, row * W + column.
+        log_probs: (N, K) logarithms of the probability of the target cell (`KPNet.log_probs`).
         labelled: (N, K) bool.
 
     Returns:
         Scalar sum.
     """
-    return F.cross_entropy(maps.flatten(2)[labelled].float(), cells[labelled], reduction="sum")
+    return -log_probs.where(labelled, 0).sum()
 
 
 def disk_offset_loss(offsets: Tensor, targets: Tensor, mask: Tensor) -> Tensor:

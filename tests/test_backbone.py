@@ -1,3 +1,4 @@
+import copy
 import re
 import sys
 from collections.abc import Callable
@@ -9,12 +10,15 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
-from detectron2.modeling import build_backbone, build_model
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.modeling import build_backbone, build_model, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import FPN
 from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import EventStorage
 from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor, nn
+
+from inspose_d2.backbone import FoldedConv2d, fold_frozen_batch_norms
 
 NAMES = ["p3", "p4", "p5", "p6", "p7"]
 CHANNELS = 32  # FPN.OUT_CHANNELS of tiny_cfg
@@ -337,3 +341,41 @@ def test_other_colours_than_those_of_the_weights_are_refused(
 def test_weights_without_pretrained_are_refused(build_timm: Callable[..., FPN]) -> None:
     with pytest.raises(ValueError, match=r"MODEL\.TIMM\.PRETRAINED must be True"):
         build_timm(MOBILENET, "MODEL.TIMM.WEIGHTS", "file.pth")
+
+
+def test_frozen_batch_norms_are_folded_into_their_convolutions(
+    tiny_cfg: Callable[..., CfgNode],
+) -> None:
+    cfg = tiny_cfg(["MODEL.RESNETS.NORM", "FrozenBN"])
+    torch.manual_seed(0)
+    plain = build_resnet_backbone(cfg, ShapeSpec(channels=3))
+    for norm in plain.modules():
+        if isinstance(norm, FrozenBatchNorm2d):
+            for values in (norm.weight, norm.running_var):
+                nn.init.uniform_(values, 0.5, 1.5)
+            for values in (norm.bias, norm.running_mean):
+                nn.init.uniform_(values, -0.5, 0.5)
+    folded = fold_frozen_batch_norms(copy.deepcopy(plain))
+    assert sum(type(x) is FoldedConv2d for x in folded.modules()) == 53  # all of ResNet-50
+    assert folded.state_dict().keys() == plain.state_dict().keys()
+
+    image = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    losses = [sum(x.square().mean() for x in net(image).values()) for net in (plain, folded)]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=0)
+    for loss in losses:
+        loss.backward()
+    trained = [p for p in plain.parameters() if p.requires_grad]
+    same = [p for p in folded.parameters() if p.requires_grad]
+    for parameter, expected in zip(same, trained, strict=True):
+        scale = expected.grad.abs().max().item()
+        torch.testing.assert_close(parameter.grad, expected.grad, rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_resnet_backbone_has_no_frozen_batch_norm_left_to_run(
+    tiny_cfg: Callable[..., CfgNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "build_inspose_resnet_fpn_backbone"
+    cfg = tiny_cfg(["MODEL.BACKBONE.NAME", name, "MODEL.RESNETS.NORM", "FrozenBN"])
+    backbone = build_backbone(cfg).eval()
+    monkeypatch.delattr(FrozenBatchNorm2d, "forward")
+    assert run(backbone).keys() == set(NAMES)

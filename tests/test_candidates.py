@@ -27,54 +27,58 @@ def test_slices_when_images_have_no_candidates() -> None:
     chosen[1, [0, 2]] = chosen[2, 3] = True  # nothing in the first and in the last image
     candidates = candidates_at(two_levels(), chosen)
     expected = [slice(0, 0), slice(0, 2), slice(2, 3), slice(3, 3)]
-    assert candidates.slices(4) == expected
+    assert candidates.slices() == expected
 
 
 def test_slices_without_candidates() -> None:
     candidates = candidates_at(two_levels(), torch.zeros(2, 6, dtype=torch.bool))
-    assert candidates.slices(2) == [slice(0, 0), slice(0, 0)]
+    assert candidates.slices() == [slice(0, 0), slice(0, 0)]
     assert candidates.points.shape == (0, 2)
 
 
 @given(flags=st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=4))
 def test_slices_cut_candidates_by_image(flags: list[list[bool]]) -> None:
     candidates = candidates_at(two_levels(), torch.tensor(flags))
-    slices = candidates.slices(len(flags))
+    slices = candidates.slices()
     assert len(slices) == len(flags)
     for image, own in enumerate(slices):
-        expected = [i for i, flag in enumerate(flags[image]) if flag]
-        part = candidates[own]
-        assert part.index.tolist() == expected
-        assert (part.image == image).all()
-        assert part.points.equal(candidates.points[own])
-        assert part.strides.equal(candidates.strides[own])
+        assert candidates.index[own].tolist() == [i for i, flag in enumerate(flags[image]) if flag]
+        assert (candidates.image[own] == image).all()
+
+
+def six_scores(*rows: list[float]) -> torch.Tensor:
+    """Scores of images with six locations; those that are not given are below any threshold."""
+    return torch.tensor([[*row, *[-1.0] * (6 - len(row))] for row in rows])
 
 
 def test_score_must_be_above_threshold() -> None:
-    scores = torch.tensor([[0.25, 0.5, 0.75, 0.5000001]])
-    assert select_by_score(scores, 0.5, 10).tolist() == [[False, False, True, True]]
+    scores = six_scores([0.25, 0.5, 0.75, 0.5000001])
+    assert select_by_score(two_levels(), scores, 0.5, 6).index.tolist() == [2, 3]
 
 
-def test_best_locations_are_counted_per_image() -> None:
-    scores = torch.tensor([[0.9, 0.8, 0.7, 0.6], [0.1, 0.3, 0.2, 0.4]])
-    chosen = select_by_score(scores, 0.15, 2)
-    # The second image's best two stay though the first image has four better ones.
-    assert chosen.tolist() == [[True, True, False, False], [False, True, False, True]]
+def test_best_locations_are_counted_per_image_and_come_best_first() -> None:
+    scores = six_scores([0.9, 0.8, 0.7, 0.6], [], [0.1, 0.3, 0.2, 0.0, 0.0, 0.4])
+    candidates = select_by_score(two_levels(), scores, 0.15, 2)
+    # The third image's best two stay though the first image has four better ones.
+    assert candidates.counts == [2, 0, 2]
+    assert candidates.image.tolist() == [0, 0, 2, 2]
+    assert candidates.index.tolist() == [0, 1, 5, 1]
+    assert candidates.points.tolist() == [[4, 4], [12, 4], [24, 8], [12, 4]]
+    assert candidates.strides.tolist() == [8, 8, 16, 8]
 
 
 @pytest.mark.parametrize(("topk", "expected"), [(0, 0), (3, 3), (4, 4), (500, 4)])
 def test_topk_beyond_the_number_of_locations(topk: int, expected: int) -> None:
-    chosen = select_by_score(torch.tensor([[0.9, 0.8, 0.7, 0.6]]), 0.1, topk)
-    assert chosen.shape == (1, 4)
-    assert chosen.sum() == expected
+    scores = six_scores([0.9, 0.8, 0.7, 0.6])
+    assert select_by_score(two_levels(), scores, 0.1, topk).counts == [expected]
 
 
 @given(
-    scores=st.lists(st.integers(0, 1000), min_size=1, max_size=30, unique=True),
+    scores=st.lists(st.integers(0, 1000), min_size=6, max_size=6, unique=True),
     threshold=st.integers(0, 1000),
-    topk=st.integers(0, 40),
+    topk=st.integers(0, 8),
 )
 def test_selection_equals_sorting(scores: list[int], threshold: int, topk: int) -> None:
     best = sorted((s for s in scores if s > threshold), reverse=True)[:topk]
-    chosen = select_by_score(torch.tensor([scores], dtype=torch.float32), threshold, topk)
-    assert chosen[0].tolist() == [s in best for s in scores]
+    candidates = select_by_score(two_levels(), torch.tensor([scores]).float(), threshold, topk)
+    assert candidates.index.tolist() == [scores.index(s) for s in best]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from inspose_d2 import kp_net as kp_net_module
+from inspose_d2.candidates import Candidates
 from inspose_d2.geometry import compute_locations, coordinate_scale
 from inspose_d2.kp_net import KPNet
 
@@ -18,7 +19,7 @@ HEIGHT, WIDTH = 5, 7
 
 
 class Input(NamedTuple):
-    """What `maps` and `peaks` take, in their order."""
+    """Persons of one image: what `maps` takes, in its order."""
 
     params: Tensor
     points: Tensor
@@ -44,6 +45,30 @@ def make_input(kp_net: KPNet, n: int, seed: int = 0) -> Input:
         2.0 ** torch.randint(3, 8, (n,), generator=generator),
         torch.randn(8, HEIGHT, WIDTH, generator=generator),
     )
+
+
+class Batch(NamedTuple):
+    """The persons of several images: what `peaks` and `log_probs` take first."""
+
+    params: Tensor
+    candidates: Candidates
+    features: Tensor
+
+
+def batch_of(*images: Input) -> Batch:
+    counts = [len(x.params) for x in images]
+    number = torch.arange(len(images)).repeat_interleave(torch.tensor(counts))
+    points, strides = (torch.cat([x[i] for x in images]) for i in (1, 2))
+    return Batch(
+        torch.cat([x.params for x in images]),
+        Candidates(number, torch.zeros_like(number), points, strides, counts),
+        torch.stack([x.features for x in images]),
+    )
+
+
+def peaks_of(kp_net: KPNet, *images: Input) -> tuple[Tensor, Tensor]:
+    """Peaks in images without padding."""
+    return kp_net.peaks(*batch_of(*images), [(HEIGHT, WIDTH)] * len(images))
 
 
 def maps_by_loop(kp_net: KPNet, x: Input) -> Tensor:
@@ -133,7 +158,7 @@ def test_maps_equal_authors(golden: Callable[[str], dict[str, Tensor]]) -> None:
     torch.testing.assert_close(
         kp_net.maps_by_grouped_convolution(*x), expected["keypoint_maps"], atol=1e-4, rtol=0
     )
-    assert kp_net.peaks(*x)[0].equal(expected["argmax_stride8"])
+    assert kp_net.peaks(*batch_of(Input(*x)), [(32, 40)])[0].equal(expected["argmax_stride8"])
 
 
 def test_relative_coordinates_equal_authors(golden: Callable[[str], dict[str, Tensor]]) -> None:
@@ -150,7 +175,7 @@ def test_peaks_equal_those_of_all_maps_at_once(n: int, monkeypatch: pytest.Monke
     monkeypatch.setattr(kp_net_module, "CHUNK", 4)
     kp_net = make_kp_net()
     x = make_input(kp_net, n)
-    cells, scores = kp_net.peaks(*x)
+    cells, scores = peaks_of(kp_net, x)
     assert cells.shape == scores.shape == (n, 17)
     assert (cells.dtype, scores.dtype) == (torch.int64, torch.float32)
     probability = kp_net.maps(*x).flatten(2).softmax(dim=-1)
@@ -167,9 +192,142 @@ def test_peak_is_row_times_width_plus_column() -> None:
     params[0, 0] = 1
     features = torch.zeros(8, HEIGHT, WIDTH)
     features[0, 3, 5] = 2
-    cells, scores = kp_net.peaks(params, torch.zeros(1, 2), torch.tensor([8.0]), features)
+    x = Input(params, torch.zeros(1, 2), torch.tensor([8.0]), features)
+    cells, scores = peaks_of(kp_net, x)
     assert cells.tolist() == [[3 * 7 + 5]]
     assert scores.item() == pytest.approx(math.exp(2) / (math.exp(2) + 34), rel=1e-5)
+
+
+def test_peak_is_the_first_of_equal_maxima() -> None:
+    # Depth 1: the map is feature 0, which is 1 at (row 1, column 6), (2, 0) and (2, 6).
+    kp_net = make_kp_net(num_layers=1, num_keypoints=1)
+    params = torch.zeros(1, kp_net.num_params)
+    params[0, 0] = 1
+    features = torch.zeros(8, HEIGHT, WIDTH)
+    features[0, [1, 2, 2], [6, 0, 6]] = 1
+    cells, _ = peaks_of(kp_net, Input(params, torch.zeros(1, 2), torch.ones(1), features))
+    assert cells.tolist() == [[1 * 7 + 6]]
+
+
+def test_peaks_of_a_batch_are_those_of_its_images_without_their_padding() -> None:
+    kp_net = make_kp_net()
+    images = [make_input(kp_net, n, seed=n) for n in (3, 0, 5)]
+    sizes = [(HEIGHT, WIDTH), (2, 3), (4, 6)]
+    cells, scores = kp_net.peaks(*batch_of(*images), sizes)
+    start = 0
+    for x, (height, width) in zip(images, sizes, strict=True):
+        unpadded = x._replace(features=x.features[:, :height, :width])
+        if len(x.params) == 0:  # groups of a convolution cannot be none
+            continue
+        maps = kp_net.maps_by_grouped_convolution(*unpadded).flatten(2)
+        expected, own = maps.softmax(dim=2).max(dim=2), slice(start, start + len(maps))
+        assert cells[own].equal(expected.indices)
+        torch.testing.assert_close(scores[own], expected.values)
+        start = own.stop
+    assert start == 8
+
+
+def log_probs_by_definition(kp_net: KPNet, x: Input, cells: Tensor) -> Tensor:
+    maps = kp_net.maps_by_grouped_convolution(*x).flatten(2)
+    return maps.log_softmax(dim=2).gather(2, cells[..., None])[..., 0]
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3, 4])
+def test_log_probs_and_gradients_equal_those_of_the_definition(
+    num_layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kp_net_module, "CHUNK", 4)
+    kp_net = make_kp_net(num_layers)
+    images = [make_input(kp_net, n, seed=n) for n in (6, 0, 1)]
+    batch = batch_of(*images)
+    inputs = batch.params.requires_grad_(), batch.features.requires_grad_()
+    cells = torch.randint(HEIGHT * WIDTH, (7, 17), generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(7, 17, generator=torch.Generator().manual_seed(1))
+    log_probs = kp_net.log_probs(*batch, cells)
+    gradients = torch.autograd.grad((log_probs * weight).sum(), inputs)
+
+    strides = batch.candidates.strides
+    parts = [
+        log_probs_by_definition(
+            kp_net,
+            Input(inputs[0][own], batch.candidates.points[own], strides[own], inputs[1][image]),
+            cells[own],
+        )
+        for image, own in ((0, slice(0, 6)), (2, slice(6, 7)))
+    ]
+    expected = torch.cat(parts)
+    torch.testing.assert_close(log_probs, expected, atol=1e-4, rtol=1e-4)
+    expected_gradients = torch.autograd.grad((expected * weight).sum(), inputs)
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, atol=1e-4, rtol=1e-3)
+
+
+def test_log_probs_by_hand() -> None:
+    # Depth 1, no features: a uniform map of 35 cells; with 2 in cell 26, e^2 against 34.
+    kp_net = make_kp_net(num_layers=1, num_keypoints=1)
+    params = torch.zeros(2, kp_net.num_params)
+    params[1, 0] = 1
+    features = torch.zeros(8, HEIGHT, WIDTH)
+    features[0, 3, 5] = 2
+    x = Input(params, torch.zeros(2, 2), torch.full((2,), 8.0), features)
+    log_probs = kp_net.log_probs(*batch_of(x), torch.tensor([[0], [26]]))
+    assert log_probs[0].item() == pytest.approx(-math.log(35), rel=1e-5)
+    assert log_probs[1].item() == pytest.approx(2 - math.log(34 + math.exp(2)), rel=1e-5)
+
+
+def test_log_probs_without_persons_keep_the_graph() -> None:
+    kp_net = make_kp_net()
+    batch = batch_of(make_input(kp_net, 0), make_input(kp_net, 0))
+    inputs = batch.params.requires_grad_(), batch.features.requires_grad_()
+    log_probs = kp_net.log_probs(*batch, torch.zeros(0, 17, dtype=torch.int64))
+    assert log_probs.shape == (0, 17)
+    gradients = torch.autograd.grad(log_probs.sum(), inputs)
+    assert gradients[1].equal(torch.zeros_like(batch.features))
+
+
+@pytest.mark.parametrize("size", [10.0, 1e4])
+def test_log_probs_are_finite_when_maps_are_extreme(size: float) -> None:
+    kp_net = make_kp_net(num_layers=1)
+    batch = batch_of(make_input(kp_net, 3))
+    params = (size * batch.params).requires_grad_()
+    cells = torch.arange(51).view(3, 17) % 35
+    log_probs = kp_net.log_probs(params, *batch[1:], cells)
+    assert log_probs.isfinite().all()
+    assert log_probs.min() < -size / 10
+    assert torch.autograd.grad(log_probs.sum(), params)[0].isfinite().all()
+
+
+def test_unknown_backend_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"KP_NET\.BACKEND must be one of .*'torch'.*'cuda'"):
+        KPNet(
+            stride=8,
+            feature_channels=8,
+            channels=8,
+            num_layers=3,
+            num_keypoints=17,
+            backend="cuda",
+        )
+
+
+@pytest.mark.parametrize(
+    ("interpret", "installed", "problem"),
+    [("0", True, "the device 'cpu'"), ("0", False, "Triton is not installed")],
+)
+def test_forced_backend_that_cannot_run_tells_why(
+    interpret: str, installed: bool, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kp_net_module._problem_with_triton.cache_clear()
+    monkeypatch.setenv("TRITON_INTERPRET", interpret)
+    if not installed:
+        monkeypatch.setattr(kp_net_module.importlib.util, "find_spec", lambda _: None)
+    kp_net = make_kp_net()
+    x = make_input(kp_net, 2)
+    kp_net.backend = "triton"
+    with pytest.raises(ValueError, match=rf"KP_NET\.BACKEND is 'triton', but .*{problem}.*'auto'"):
+        peaks_of(kp_net, x)
+    kp_net.backend = "auto"
+    assert peaks_of(kp_net, x)[0].shape == (2, 17)
+    kp_net_module._problem_with_triton.cache_clear()
 
 
 def test_peaks_never_hold_more_maps_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,16 +340,17 @@ def test_peaks_never_hold_more_maps_than_a_chunk(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(kp_net_module, "CHUNK", 4)
     kp_net = Recording(stride=8, feature_channels=8, channels=8, num_layers=3, num_keypoints=17)
-    kp_net.peaks(*make_input(kp_net, 11))
-    assert sizes == [4, 4, 3]
+    peaks_of(kp_net, make_input(kp_net, 11), make_input(kp_net, 0), make_input(kp_net, 2))
+    assert sizes == [4, 4, 3, 0, 2]
 
 
 @given(order=st.permutations(range(6)))
 def test_peaks_do_not_depend_on_order_of_persons(order: list[int]) -> None:
     kp_net = make_kp_net()
     x = make_input(kp_net, 6)
-    cells, scores = kp_net.peaks(*x)
-    permuted = kp_net.peaks(x.params[order], x.points[order], x.strides[order], x.features)
+    cells, scores = peaks_of(kp_net, x)
+    order_of = Input(x.params[order], x.points[order], x.strides[order], x.features)
+    permuted = peaks_of(kp_net, order_of)
     assert permuted[0].equal(cells[order])
     torch.testing.assert_close(permuted[1], scores[order])
 
@@ -227,7 +386,7 @@ def test_maps_are_float32_under_autocast(dtype: torch.dtype) -> None:
     x = x._replace(params=x.params.to(dtype), features=x.features.to(dtype))
     with torch.autocast("cpu", torch.bfloat16):
         maps = kp_net.maps(*x)
-        scores = kp_net.peaks(*x)[1]
+        scores = peaks_of(kp_net, x)[1]
     assert maps.dtype == scores.dtype == torch.float32
     # Rounding of the input is all that half precision may change.
     rounded = x._replace(params=x.params.float(), features=x.features.float())
