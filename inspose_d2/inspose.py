@@ -242,13 +242,13 @@ class InsPose(nn.Module):
         pyramid = [features[name] for name in self.in_features]
         p3 = features[self.map_feature]
         person_logits, params_features = self.head(pyramid)
-        with_heatmaps = self.training and self.heatmap_branch is not None
+        heatmap_branch = self.heatmap_branch if self.training else None
         return Predictions(
             person_logits,
             params_features,
             keypoint_features=self.keypoint_branch(p3),
             disk_offsets=None if self.disk_offset_branch is None else self.disk_offset_branch(p3),
-            heatmap_logits=self.heatmap_branch(p3) if with_heatmaps else None,
+            heatmap_logits=None if heatmap_branch is None else heatmap_branch(p3),
         )
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
