@@ -85,11 +85,11 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Build the model; on the CPU in channels-last layout (0.7 of the step, one core)."""
+        """Build the model; the peer's on the CPU in channels-last layout, as InsPose's are."""
         model = super().build_model(cfg)
-        if model.device.type == "cpu":
+        if model.device.type == "cpu" and cfg.MODEL.META_ARCHITECTURE != "InsPose":
             for name, part in model.named_children():
-                if name != "roi_heads":  # Detectron2's keypoint head cannot (configs/peer)
+                if name != "roi_heads":  # Detectron2's keypoint head cannot
                     part.to(memory_format=torch.channels_last)
         return model
 

@@ -290,6 +290,32 @@ def test_missing_annotations_in_training_name_the_cure(model: InsPose) -> None:
         train_step(model, inputs)
 
 
+def test_convolutions_are_channels_last_on_the_cpu(model: InsPose) -> None:
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+    features = model.predict(torch.zeros(1, 3, 96, 128)).params_features
+    assert features[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_predict_is_one_graph_for_images_of_several_sizes(model: InsPose, training: bool) -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    model.train(training)
+    torch._dynamo.reset()
+    compiled = torch.compile(model.predict, backend=backend, fullgraph=True, dynamic=True)
+    for seed, size in enumerate([(416, 608), (448, 608), (480, 640)]):
+        images = image_of(size, seed)[None] / 255
+        with torch.no_grad():
+            expected, got = (vars(predict(images)) for predict in (model.predict, compiled))
+        torch.testing.assert_close(got, expected)
+    assert len(graphs) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stride", [4, 8, 16])
 def test_one_image_is_learned_by_heart(tiny_cfg: Make, make_instances: Make, stride: int) -> None:
