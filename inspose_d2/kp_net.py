@@ -7,11 +7,12 @@ import itertools
 import os
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from .candidates import Candidates
 from .geometry import compute_locations, coordinate_scale
@@ -214,28 +215,7 @@ class KPNet:
                 widths=self.widths,
             )
 
-        def of_chunk(
-            params: Tensor, points: Tensor, strides: Tensor, features: Tensor, cells: Tensor
-        ) -> Tensor:
-            maps = self.maps(params, points, strides, features).flatten(2)
-            at_cells = maps.gather(2, cells[..., None])[..., 0]
-            return at_cells - maps.logsumexp(dim=2)
-
-        # An image without persons has one chunk of none: its features are in the graph too.
-        parts = [
-            checkpoint(
-                of_chunk,
-                params[chunk],
-                candidates.points[chunk],
-                candidates.strides[chunk],
-                features[image],
-                cells[chunk],
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
-            for image, chunk in _chunks(candidates)
-        ]
-        return torch.cat(parts)
+        return _LogProbs.apply(params.float(), features.float(), self, candidates, cells)
 
     def _kernels(self, features: Tensor) -> ModuleType | None:
         """Choose what runs: the module of the Triton kernels, or None for matrix products.
@@ -261,6 +241,59 @@ class KPNet:
         return [params.float(), candidates.points, scales, candidates.image, features]
 
 
+class _LogProbs(torch.autograd.Function):
+    """:meth:`KPNet.log_probs` as matrix products, a chunk of persons at a time.
+
+    The maps of a chunk are made anew for its gradient. So no maps are kept, and all chunks write
+    into the same two gradients.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        params: Tensor,
+        features: Tensor,
+        kp_net: KPNet,
+        candidates: Candidates,
+        cells: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(params, features, cells)
+        ctx.kp_net, ctx.candidates = kp_net, candidates
+        log_probs = params.new_empty(cells.shape)
+        for image, chunk in _chunks(candidates):
+            maps = kp_net.maps(
+                params[chunk],
+                candidates.points[chunk],
+                candidates.strides[chunk],
+                features[image],
+            ).flatten(2)
+            at_cells = maps.gather(2, cells[chunk][..., None])[..., 0]
+            log_probs[chunk] = at_cells - maps.logsumexp(dim=2)
+        return log_probs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        params, features, cells = ctx.saved_tensors
+        grad_params, grad_features = torch.zeros_like(params), torch.zeros_like(features)
+        for image, chunk in _chunks(ctx.candidates):
+            inputs = [x.detach().requires_grad_() for x in (params[chunk], features[image])]
+            with torch.enable_grad():
+                maps = ctx.kp_net.maps(
+                    inputs[0],
+                    ctx.candidates.points[chunk],
+                    ctx.candidates.strides[chunk],
+                    inputs[1],
+                ).flatten(2)
+            # Of a log-softmax: one-hot minus softmax.
+            own = grad[chunk][..., None]
+            grad_maps = maps.detach().softmax(dim=2).mul_(-own)
+            grad_maps.scatter_add_(2, cells[chunk][..., None], own)
+            grad_params[chunk], grad_image = torch.autograd.grad(maps, inputs, grad_maps)
+            grad_features[image] += grad_image
+        return grad_params, grad_features, None, None, None
+
+
 @functools.cache
 def _problem_with_triton(device: torch.device) -> str | None:
     """Say why the Triton kernels cannot run on a device; None where they can."""
@@ -277,7 +310,7 @@ def _problem_with_triton(device: torch.device) -> str | None:
 
 
 def _chunks(candidates: Candidates) -> Iterator[tuple[int, slice]]:
-    """Cut candidates into runs of at most ``CHUNK`` of one image, at least one run an image."""
+    """Cut candidates into runs of at most ``CHUNK`` of one image."""
     for image, own in enumerate(candidates.slices()):
-        for start in range(own.start, max(own.stop, own.start + 1), CHUNK):
+        for start in range(own.start, own.stop, CHUNK):
             yield image, slice(start, min(start + CHUNK, own.stop))
