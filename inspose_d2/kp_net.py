@@ -214,7 +214,6 @@ class KPNet:
                 stride=self.stride,
                 widths=self.widths,
             )
-
         return _LogProbs.apply(params.float(), features.float(), self, candidates, cells)
 
     def _kernels(self, features: Tensor) -> ModuleType | None:
@@ -223,7 +222,7 @@ class KPNet:
         Raises:
             ValueError: the kernels are asked for and cannot run.
         """
-        if self.backend == "torch":
+        if self.backend == "torch" or (self.backend == "auto" and not features.is_cuda):
             return None
         problem = _problem_with_triton(features.device)
         if problem is None:

@@ -380,14 +380,17 @@ def test_gradient_is_zero_without_persons() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_maps_are_float32_under_autocast(dtype: torch.dtype) -> None:
+def test_maps_and_softmax_are_float32_under_autocast(dtype: torch.dtype) -> None:
     kp_net = make_kp_net()
     x = make_input(kp_net, 3)
     x = x._replace(params=x.params.to(dtype), features=x.features.to(dtype))
+    cells = torch.zeros(3, 17, dtype=torch.int64)
     with torch.autocast("cpu", torch.bfloat16):
         maps = kp_net.maps(*x)
         scores = peaks_of(kp_net, x)[1]
-    assert maps.dtype == scores.dtype == torch.float32
+        log_probs = kp_net.log_probs(*batch_of(x), cells)
+    assert maps.dtype == scores.dtype == log_probs.dtype == torch.float32
     # Rounding of the input is all that half precision may change.
     rounded = x._replace(params=x.params.float(), features=x.features.float())
     torch.testing.assert_close(maps, kp_net.maps(*rounded))
+    torch.testing.assert_close(log_probs, kp_net.log_probs(*batch_of(rounded), cells))
