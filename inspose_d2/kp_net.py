@@ -1,8 +1,6 @@
 """KP-Nets: one tiny network per person over features that all persons share (sec. 3.2)."""
 
-import functools
 import importlib
-import importlib.util
 import itertools
 import os
 from collections.abc import Iterator
@@ -224,14 +222,15 @@ class KPNet:
         """
         if self.backend == "torch" or (self.backend == "auto" and not features.is_cuda):
             return None
-        problem = _problem_with_triton(features.device)
-        if problem is None:
-            return importlib.import_module(".kp_net_triton", __package__)
-        if self.backend == "auto":
-            return None
-        raise ValueError(
-            f"MODEL.INSPOSE.KP_NET.BACKEND is 'triton', but {problem}: set it to 'auto' or 'torch'"
-        )
+        try:
+            return _triton_kernels(features.device)
+        except RuntimeError as error:
+            if self.backend == "auto":
+                return None
+            raise ValueError(
+                f"MODEL.INSPOSE.KP_NET.BACKEND is 'triton', but {error}: set it to 'auto' or "
+                "'torch'"
+            ) from error
 
     @staticmethod
     def _kernel_args(params: Tensor, candidates: Candidates, features: Tensor) -> list[Tensor]:
@@ -293,19 +292,24 @@ class _LogProbs(torch.autograd.Function):
         return grad_params, grad_features, None, None, None
 
 
-@functools.cache
-def _problem_with_triton(device: torch.device) -> str | None:
-    """Say why the Triton kernels cannot run on a device; None where they can."""
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
+def _triton_kernels(device: torch.device) -> ModuleType:
+    """Import the Triton kernels for a device.
+
+    Raises:
+        RuntimeError: they cannot run there.
+    """
+    try:
+        kernels = importlib.import_module(".kp_net_triton", __package__)
+    except ImportError as error:  # Triton comes with PyTorch for CUDA only
+        raise RuntimeError(f"its kernels cannot be imported ({error})") from error
     if os.environ.get("TRITON_INTERPRET") == "1":  # for tests: runs anywhere, slowly
-        return None
+        return kernels
     if device.type != "cuda":
-        return f"the model is on the device '{device.type}', not on a CUDA device"
+        raise RuntimeError(f"the model is on the device '{device.type}', not on a CUDA device")
     capability = torch.cuda.get_device_capability(device)
     if capability < MIN_CAPABILITY:
-        return f"the GPU has compute capability {capability}, below {MIN_CAPABILITY}"
-    return None
+        raise RuntimeError(f"the GPU has compute capability {capability}, below {MIN_CAPABILITY}")
+    return kernels
 
 
 def _chunks(candidates: Candidates) -> Iterator[tuple[int, slice]]:

@@ -1,6 +1,7 @@
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
@@ -310,24 +311,54 @@ def test_unknown_backend_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("interpret", "installed", "problem"),
-    [("0", True, "the device 'cpu'"), ("0", False, "Triton is not installed")],
+    ("module", "capability", "problem"),
+    [
+        (None, (9, 0), r"cannot be imported \(No module named 'triton'\)"),
+        (ModuleType("kernels"), None, "the device 'cpu', not on a CUDA device"),
+        (ModuleType("kernels"), (6, 1), r"compute capability \(6, 1\), below \(7, 0\)"),
+    ],
 )
 def test_forced_backend_that_cannot_run_tells_why(
-    interpret: str, installed: bool, problem: str, monkeypatch: pytest.MonkeyPatch
+    module: ModuleType | None,
+    capability: tuple[int, int] | None,
+    problem: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    kp_net_module._problem_with_triton.cache_clear()
-    monkeypatch.setenv("TRITON_INTERPRET", interpret)
-    if not installed:
-        monkeypatch.setattr(kp_net_module.importlib.util, "find_spec", lambda _: None)
+    def import_module(*_: str) -> ModuleType:
+        if module is None:
+            raise ImportError("No module named 'triton'")
+        return module
+
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(kp_net_module.importlib, "import_module", import_module)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    features = FakeFeatures(is_cuda=True, device=torch.device("cuda" if capability else "cpu"))
     kp_net = make_kp_net()
-    x = make_input(kp_net, 2)
     kp_net.backend = "triton"
     with pytest.raises(ValueError, match=rf"KP_NET\.BACKEND is 'triton', but .*{problem}.*'auto'"):
-        peaks_of(kp_net, x)
+        kp_net._kernels(features)
     kp_net.backend = "auto"
-    assert peaks_of(kp_net, x)[0].shape == (2, 17)
-    kp_net_module._problem_with_triton.cache_clear()
+    assert kp_net._kernels(features) is None
+
+
+class FakeFeatures(NamedTuple):
+    """Says where it is, for lack of a GPU."""
+
+    is_cuda: bool
+    device: torch.device
+
+
+def test_automatic_backend_takes_the_kernels_where_they_can_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernels = ModuleType("kernels")
+    monkeypatch.setattr(kp_net_module.importlib, "import_module", lambda *_: kernels)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    kp_net = make_kp_net()
+    assert kp_net._kernels(FakeFeatures(True, torch.device("cuda"))) is kernels
+    assert kp_net._kernels(FakeFeatures(False, torch.device("cpu"))) is None
+    kp_net.backend = "torch"
+    assert kp_net._kernels(FakeFeatures(True, torch.device("cuda"))) is None
 
 
 def test_peaks_never_hold_more_maps_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
