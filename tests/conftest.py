@@ -8,6 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+# Without a CUDA device Triton's own interpreter runs the kernels. Triton reads this variable while
+# it is imported, and Detectron2 below imports it.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from detectron2.config import CfgNode, get_cfg
 from detectron2.structures import Boxes, Instances, Keypoints
 from hypothesis import settings
