@@ -42,10 +42,16 @@ def test_training_step_is_finite(
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-def test_losses_and_poses_equal_those_of_the_cpu(tiny_cfg: Make, make_instances: Make) -> None:
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_losses_and_poses_equal_those_of_the_cpu(
+    tiny_cfg: Make, make_instances: Make, backend: str
+) -> None:
     torch.manual_seed(0)
     cpu = build_model(tiny_cfg())
-    cuda = build_model(tiny_cfg(**{"MODEL.DEVICE": "cuda"}))
+    cuda = build_model(
+        tiny_cfg(**{"MODEL.DEVICE": "cuda", "MODEL.INSPOSE.KP_NET.BACKEND": backend})
+    )
+    assert (cuda.kp_net._kernels(torch.zeros(1, device="cuda")) is not None) == (backend == "auto")
     cuda.load_state_dict(cpu.state_dict())
     inputs = inputs_of(make_instances, 2, 1)
     with EventStorage():

@@ -310,6 +310,27 @@ def test_unknown_backend_is_refused() -> None:
         )
 
 
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="on a GPU tests/test_cuda.py compares the backends"
+)
+def test_backends_give_the_same_in_tritons_interpreter() -> None:
+    pytest.importorskip("triton")
+    kp_net, fused = make_kp_net(), make_kp_net()
+    fused.backend = "triton"
+    images = [make_input(kp_net, n, seed=n) for n in (2, 0, 1)]
+    sizes = [(HEIGHT, WIDTH), (3, 3), (4, 6)]
+    batch = batch_of(*images)
+    for got, expected in zip(fused.peaks(*batch, sizes), kp_net.peaks(*batch, sizes), strict=True):
+        torch.testing.assert_close(got, expected)
+
+    inputs = batch.params.requires_grad_(), batch.features.requires_grad_()
+    cells = torch.arange(51).view(3, 17) % 35
+    values = [net.log_probs(*batch, cells) for net in (fused, kp_net)]
+    torch.testing.assert_close(*values, atol=1e-4, rtol=1e-4)
+    gradients = [torch.autograd.grad(x.square().sum(), inputs) for x in values]
+    torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("module", "capability", "problem"),
     [
