@@ -62,6 +62,8 @@ def peaks(
     cells = firsts.gather(1, tile[:, None])[:, 0].long()
     map_width = features.shape[3]
     cells = cells // map_width * sizes[image, 1:] + cells % map_width
+    # NaN equals no cell, not even itself: its index must be one that can be looked up all the same.
+    cells = cells.minimum(sizes.prod(dim=1)[image, None] - 1)
     return cells, logits, _log_sum_exp(maxima, sums)
 
 

@@ -127,6 +127,15 @@ def test_peak_is_first_of_equal_cells() -> None:
     assert lse[4].tolist() == pytest.approx([math.log(x) for x in expected])
 
 
+def test_peak_of_nan_is_a_cell_inside_the_unpadded_map() -> None:
+    case = make_case(1, 2)
+    case.params[:] = math.nan
+    cells = peaks(case)[0]
+    for n, image in enumerate(case.image.tolist()):
+        height, width = SIZES[image]
+        assert (cells[n] < height * width).all()
+
+
 def test_features_of_any_layout_and_precision() -> None:
     case = make_case(2, 2, channels=2)
     features = case.features.bfloat16()
