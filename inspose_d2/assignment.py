@@ -1,11 +1,14 @@
 """Which location answers for which person (sec. 3.1)."""
 
+import math
+
 import torch
 from torch import Tensor
 
+from .claims import NOBODY, settle_claims
 from .geometry import Locations
 
-BACKGROUND = -1
+BACKGROUND = NOBODY
 
 
 def assign_locations(
@@ -28,40 +31,94 @@ def assign_locations(
     Returns:
         (L,) int64: index of the person or ``BACKGROUND``.
     """
-    points, stride = locations.points, locations.strides
-    if len(boxes) == 0:
-        return torch.full_like(locations.levels, BACKGROUND)
-    bounds = points.new_tensor([-torch.inf, *sizes_of_interest, torch.inf])
-    low, high = bounds[locations.levels], bounds[locations.levels + 1]
-
-    offset = points[:, None] - (boxes[:, :2] + boxes[:, 2:]) / 2  # (L, N, 2) from the centre
-    half_size = (boxes[:, 2:] - boxes[:, :2]) / 2
-    reach = (offset.abs() + half_size).amax(dim=-1)  # largest distance to a side
-    in_range = (reach >= low[:, None]) & (reach <= high[:, None])
-    half_region = half_size.minimum(radius * stride[:, None, None])  # centre square cut to the box
+    index = _windows(locations, (boxes[:, :2] + boxes[:, 2:]) / 2, radius)  # (N, S)
+    offset, in_range = _compare(locations, index, boxes, sizes_of_interest)
+    half_size = (boxes[:, None, 2:] - boxes[:, None, :2]) / 2
+    half_region = half_size.minimum(radius * locations.strides[index][..., None])
     positive = in_range & (offset.abs() < half_region).all(dim=-1)
 
-    unfitted = ~positive.any(dim=0)
-    positive[_nearest_locations(offset, in_range)[unfitted], unfitted.nonzero()[:, 0]] = True
+    unfitted = ~positive.any(dim=1)
+    distance = offset.square().sum(dim=-1).masked_fill(~in_range, torch.inf)
+    distance, column = distance.min(dim=1)
+    nearest = index.gather(1, column[:, None])[:, 0]
+    # A location outside the windows is at least radius strides from the centre: one that is nearer
+    # is the nearest of all.
+    far = (unfitted & (distance >= (radius * locations.strides.min()) ** 2)).nonzero()[:, 0]
+    nearest[far] = _nearest_locations(locations, boxes[far], sizes_of_interest)
 
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    smallest, person = torch.where(positive, area, torch.inf).min(dim=1)
-    return torch.where(torch.isfinite(smallest), person, BACKGROUND)
+    claims = torch.cat([positive, unfitted[:, None]], dim=1)
+    return settle_claims(
+        torch.cat([index, nearest[:, None]], dim=1),
+        torch.where(claims, area[:, None], torch.inf),
+        len(locations.points),
+    )
 
 
-def _nearest_locations(offset: Tensor, in_range: Tensor) -> Tensor:
+def _windows(locations: Locations, centres: Tensor, radius: float) -> Tensor:
+    """Find the locations around each centre, on all levels, that can be in its centre square.
+
+    Args:
+        locations: the L locations of the image.
+        centres: (N, 2) image pixels.
+        radius: half side of the centre square in strides.
+
+    Returns:
+        (N, S) location indices, ascending; at the border of a level some come twice.
+    """
+    size = centres.new_tensor(locations.sizes, dtype=torch.int64).flip(1)  # (levels, 2): W, H
+    num_cells = size.prod(dim=1)
+    start = num_cells.cumsum(0) - num_cells  # index of the level's first location
+    stride = locations.strides[start][:, None]  # (levels, 1)
+    # An open interval of length 2r holds at most ceil(2r) cells; one more is for rounding.
+    side = math.ceil(2 * radius) + 1
+    steps = torch.arange(1, side + 1, device=centres.device)
+    window = torch.cartesian_prod(steps, steps).flip(1)  # row by row
+    middle = (centres[:, None] - stride // 2) / stride  # (N, levels, 2)
+    before = (middle - side / 2).floor().long()  # the window begins one cell after
+    cell = before[:, :, None] + window  # (N, levels, side**2, 2)
+    column, row = cell.clamp(min=0).minimum(size[:, None] - 1).unbind(-1)
+    return (start[:, None] + row * size[:, :1] + column).flatten(1)
+
+
+def _compare(
+    locations: Locations, index: Tensor, boxes: Tensor, sizes_of_interest: list[int]
+) -> tuple[Tensor, Tensor]:
+    """Compare boxes with locations.
+
+    Args:
+        locations: the L locations of the image.
+        index: (N, S) or (1, S) locations to compare each box with.
+        boxes: (N, 4) image pixels.
+        sizes_of_interest: see :func:`assign_locations`.
+
+    Returns:
+        (N, S, 2) offsets from the box centres to the locations and (N, S) bool: whether the
+        location's level answers for the size.
+    """
+    bounds = boxes.new_tensor([-torch.inf, *sizes_of_interest, torch.inf])
+    level = locations.levels[index]
+    low, high = boxes[:, None, :2], boxes[:, None, 2:]
+    offset = locations.points[index] - (low + high) / 2
+    reach = (offset.abs() + (high - low) / 2).amax(dim=-1)  # largest distance to a side
+    return offset, (reach >= bounds[level]) & (reach <= bounds[level + 1])
+
+
+def _nearest_locations(locations: Locations, boxes: Tensor, sizes_of_interest: list[int]) -> Tensor:
     """Find for each person the location nearest to the box centre on a level that fits its size.
 
     Args:
-        offset: (L, N, 2) from box centres to locations.
-        in_range: (L, N) whether the location's level answers for the size.
+        locations: the L locations of the image.
+        boxes: (N, 4) image pixels.
+        sizes_of_interest: see :func:`assign_locations`.
 
     Returns:
         (N,) location indices; where no location is in range, the nearest of all.
     """
-    distance = offset.square().sum(dim=-1)
-    out_of_range = ~in_range & in_range.any(dim=0)
-    return distance.masked_fill(out_of_range, torch.inf).argmin(dim=0)
+    everywhere = torch.arange(len(locations.points), device=boxes.device)[None]
+    offset, in_range = _compare(locations, everywhere, boxes, sizes_of_interest)
+    out_of_range = ~in_range & in_range.any(dim=1, keepdim=True)
+    return offset.square().sum(dim=-1).masked_fill(out_of_range, torch.inf).argmin(dim=1)
 
 
 def inside_any(locations: Locations, boxes: Tensor) -> Tensor:
@@ -74,5 +131,11 @@ def inside_any(locations: Locations, boxes: Tensor) -> Tensor:
     Returns:
         (L,) bool.
     """
-    points = locations.points[:, None]
-    return ((points > boxes[:, :2]) & (points < boxes[:, 2:])).all(dim=-1).any(dim=-1)
+    x0, y0, x1, y1 = boxes[:, :, None].unbind(dim=1)  # (N, 1)
+    inside = []
+    for grid in locations.grids():  # (H, W, 2)
+        x, y = grid[0, :, 0], grid[:, 0, 1]
+        in_columns, in_rows = (x > x0) & (x < x1), (y > y0) & (y < y1)  # (N, W), (N, H)
+        # The product counts the boxes around each location, without an (N, H, W) tensor.
+        inside.append((in_rows.float().mT @ in_columns.float()).flatten() > 0)
+    return torch.cat(inside)

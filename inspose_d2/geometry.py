@@ -33,13 +33,15 @@ class Locations:
     points: Tensor  # (L, 2) x, y in image pixels
     strides: Tensor  # (L,) float32 stride of the level
     levels: Tensor  # (L,) int64 number of the level, from 0
+    sizes: list[tuple[int, int]]  # (H, W) of each level
 
     @classmethod
     def of(cls, features: list[Tensor], strides: list[int]) -> "Locations":
         """Locations of the feature maps (B, C, H_l, W_l) with these strides."""
+        sizes = [(x.shape[2], x.shape[3]) for x in features]
         points = [
-            compute_locations((x.shape[2], x.shape[3]), stride, x.device)
-            for x, stride in zip(features, strides, strict=True)
+            compute_locations(size, stride, x.device)
+            for x, size, stride in zip(features, sizes, strides, strict=True)
         ]
         levels = torch.cat(
             [
@@ -47,7 +49,12 @@ class Locations:
                 for number, level in enumerate(points)
             ]
         )
-        return cls(torch.cat(points), points[0].new_tensor(strides)[levels], levels)
+        return cls(torch.cat(points), points[0].new_tensor(strides)[levels], levels, sizes)
+
+    def grids(self) -> list[Tensor]:
+        """Split the points by level: (H, W, 2) each."""
+        points = self.points.split([height * width for height, width in self.sizes])
+        return [x.unflatten(0, size) for x, size in zip(points, self.sizes, strict=True)]
 
 
 def coordinate_scale(strides: Tensor) -> Tensor:

@@ -21,11 +21,13 @@ def pyramid(height: int, width: int, strides: list[int] | None = None) -> Locati
     return Locations.of(features, strides)
 
 
-def assign(locations: Locations, boxes: list[list[float]] | Tensor) -> Tensor:
+def assign(locations: Locations, boxes: list[list[float]] | Tensor, radius: float = 1.5) -> Tensor:
     boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-    num_levels = int(locations.levels.max()) + 1
     return assign_locations(
-        locations, boxes, radius=1.5, sizes_of_interest=SIZES_OF_INTEREST[: num_levels - 1]
+        locations,
+        boxes,
+        radius=radius,
+        sizes_of_interest=SIZES_OF_INTEREST[: len(locations.sizes) - 1],
     )
 
 
@@ -67,6 +69,43 @@ def assign_by_loops(locations: Locations, boxes: list[tuple[float, ...]]) -> lis
         if not fitted[person]:
             found[nearest[person][2]].append(((x1 - x0) * (y1 - y0), person))
     return [min(persons)[1] if persons else BACKGROUND for persons in found]
+
+
+def assign_densely(locations: Locations, boxes: Tensor, radius: float) -> Tensor:
+    """The same rule, every location against every person, in float32."""
+    bounds = torch.tensor([-math.inf, *SIZES_OF_INTEREST[: len(locations.sizes) - 1], math.inf])
+    x0, y0, x1, y1 = boxes.unbind(1)
+    x, y = locations.points[:, :1], locations.points[:, 1:]  # (L, 1)
+    dx, dy = (x - (x0 + x1) / 2).abs(), (y - (y0 + y1) / 2).abs()  # (L, N)
+    reach = torch.maximum(dx + (x1 - x0) / 2, dy + (y1 - y0) / 2)
+    low, high = bounds[locations.levels][:, None], bounds[locations.levels + 1][:, None]
+    in_range = (reach >= low) & (reach <= high)
+    side = radius * locations.strides[:, None]
+    in_square = (dx < side) & (dy < side) & (dx < (x1 - x0) / 2) & (dy < (y1 - y0) / 2)
+    fits = in_range & in_square
+    distance = dx.square() + dy.square()
+    for person in range(len(boxes)):
+        if not fits[:, person].any():
+            allowed = in_range[:, person] | ~in_range[:, person].any()
+            nearest = distance[:, person].masked_fill(~allowed, math.inf).argmin()
+            fits[nearest, person] = True
+    area = torch.where(fits, (x1 - x0) * (y1 - y0), math.inf)
+    area = torch.cat([area, torch.full_like(x, 1e30)], dim=1)  # the last is the background
+    person = area.argmin(dim=1)
+    return torch.where(person == len(boxes), BACKGROUND, person)
+
+
+def random_boxes(count: int, size: tuple[int, int], seed: int) -> Tensor:
+    """Boxes of all sizes in and around an image; some are lines, points or the same."""
+    random = torch.Generator().manual_seed(seed)
+    extent = torch.tensor([size[1], size[0]])
+    centre = (2 * torch.rand(count, 2, generator=random) - 0.5) * extent
+    side = 1500 * torch.rand(count, 2, generator=random) ** 4
+    side *= torch.rand(count, 2, generator=random) < 0.8
+    boxes = torch.cat([centre - side / 2, centre + side / 2], dim=1)
+    original = torch.randint(0, max(count, 1), (count // 4,), generator=random)
+    boxes[: count // 4] = boxes[original]
+    return boxes
 
 
 @st.composite
@@ -196,6 +235,31 @@ def test_assignment_equals_loops(boxes: list[tuple[float, ...]]) -> None:
     assert matched.tolist() == assign_by_loops(locations, boxes)
 
 
+@given(
+    count=st.integers(0, 40),
+    height=st.integers(1, 400),
+    width=st.integers(1, 400),
+    num_levels=st.integers(1, 5),
+    radius=st.sampled_from([0.5, 0.8, 1.5, 2.5]),
+    seed=st.integers(0, 2**32),
+)
+def test_assignment_equals_every_location_against_every_person(
+    count: int, height: int, width: int, num_levels: int, radius: float, seed: int
+) -> None:
+    locations = pyramid(height, width, STRIDES[:num_levels])
+    boxes = random_boxes(count, (height, width), seed)
+    matched = assign(locations, boxes, radius)
+    assert matched.equal(assign_densely(locations, boxes, radius))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_assignment_of_a_crowd_equals_every_location_against_every_person(seed: int) -> None:
+    locations, boxes = pyramid(800, 1216), random_boxes(300, (800, 1216), seed)
+    matched = assign(locations, boxes)
+    assert len(matched.unique()) > 100
+    assert matched.equal(assign_densely(locations, boxes, 1.5))
+
+
 @given(box=in_image_boxes(), height=st.integers(1, 9), width=st.integers(1, 9))
 def test_single_person_always_has_a_location(
     box: tuple[float, ...], height: int, width: int
@@ -230,3 +294,19 @@ def test_inside_any_excludes_sides() -> None:
 
 def test_inside_any_without_boxes() -> None:
     assert not inside_any(pyramid(16, 24), torch.zeros(0, 4)).any()
+
+
+@given(
+    count=st.integers(0, 40),
+    height=st.integers(1, 400),
+    width=st.integers(1, 400),
+    seed=st.integers(0, 2**32),
+)
+def test_inside_any_equals_every_location_against_every_box(
+    count: int, height: int, width: int, seed: int
+) -> None:
+    locations, boxes = pyramid(height, width), random_boxes(count, (height, width), seed)
+    x, y = locations.points[:, :1], locations.points[:, 1:]
+    x0, y0, x1, y1 = boxes.unbind(1)
+    expected = ((x > x0) & (x < x1) & (y > y0) & (y < y1)).any(dim=1)
+    assert inside_any(locations, boxes).equal(expected)

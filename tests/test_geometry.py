@@ -38,6 +38,10 @@ def test_locations_of_levels_are_one_row_finest_first() -> None:
     assert locations.strides.dtype == torch.float32
     assert locations.levels.tolist() == [0] * 6 + [1] * 2
     assert locations.levels.dtype == torch.int64
+    assert locations.sizes == [(2, 3), (1, 2)]
+    fine, coarse = locations.grids()
+    assert fine.tolist() == [points[:3], points[3:6]]
+    assert coarse.tolist() == [points[6:]]
 
 
 def test_locations_of_levels_when_strides_are_too_few() -> None:

@@ -27,12 +27,14 @@ def keypoint(x: float, y: float, v: int = 2) -> Tensor:
 
 
 def coordinate(limit: int) -> st.SearchStrategy[float]:
-    """Quarters of a pixel in [0, limit], the borders often: exact in float32."""
-    return st.integers(0, 4 * limit).map(lambda n: n / 4) | st.sampled_from([0.0, float(limit)])
+    """Quarters of a pixel up to 2 cells beyond [0, limit], the borders often: exact in float32."""
+    beyond = 2 * STRIDE
+    inside = st.integers(-4 * beyond, 4 * (limit + beyond)).map(lambda n: n / 4)
+    return inside | st.sampled_from([0.0, float(limit)])
 
 
 def persons(num_keypoints: int, max_size: int = 4) -> st.SearchStrategy[Tensor]:
-    """(N, K, 3) keypoints in the image; each may be unlabelled, as may whole persons."""
+    """(N, K, 3) keypoints in and near the image; each may be unlabelled, as may whole persons."""
     one = st.tuples(coordinate(IMAGE[1]), coordinate(IMAGE[0]), st.sampled_from([0, 1, 2]))
     rows = st.lists(
         st.lists(one, min_size=num_keypoints, max_size=num_keypoints), max_size=max_size
@@ -202,9 +204,17 @@ def test_nearest_keypoint_wins_where_disks_overlap() -> None:
         assert offsets[0, 2, 1:6].tolist() == [0.5, -0.5, 1.5, 0.5, -0.5]
 
 
+def test_lower_index_wins_where_disks_are_equally_near() -> None:
+    # Map x = 1.5 and 3.5 in row 2: column 2, centre 2.5, is 1 away from both.
+    keypoints = torch.cat([keypoint(12, 20), keypoint(28, 20)])
+    for order, offset in (([0, 1], -0.5), ([1, 0], 1.5)):
+        offsets, _ = encode_disk_offsets(keypoints[order], STRIDE, SIZE, 1.0)
+        assert offsets[0, 2, 2] == offset
+
+
 @given(
     keypoints=persons(num_keypoints=2),
-    radius=st.sampled_from([0.25, 0.75, 1.0, 1.75, 2.5, 3.0, 20.0]),
+    radius=st.sampled_from([0.25, 0.5, 0.75, 1.0, 1.5, 1.75, 2.5, 3.0, 20.0]),
 )
 def test_disks_equal_loops(keypoints: Tensor, radius: float) -> None:
     offsets, mask = encode_disk_offsets(keypoints, STRIDE, SIZE, radius)
@@ -235,7 +245,8 @@ def heatmaps_by_loops(keypoints: Tensor, radii: list[float]) -> Tensor:
     for person, radius in zip(keypoints.tolist(), radii, strict=True):
         r = math.floor(radius)
         for k, (x, y, v) in enumerate(person):
-            column, row = min(int(x // 8), WIDTH - 1), min(int(y // 8), HEIGHT - 1)
+            column = max(min(int(x // 8), WIDTH - 1), 0)
+            row = max(min(int(y // 8), HEIGHT - 1), 0)
             for i in range(max(row - r, 0), min(row + r, HEIGHT - 1) + 1):
                 for j in range(max(column - r, 0), min(column + r, WIDTH - 1) + 1):
                     square = (i - row) ** 2 + (j - column) ** 2
@@ -350,6 +361,23 @@ def test_five_hundred_persons_are_encoded() -> None:
     assert offsets.isfinite().all()
     assert mask.flatten(1)[own].all()
     assert (heatmaps[own] == 1).all()
+
+
+def test_heatmap_of_a_crowd_is_the_largest_of_its_persons() -> None:
+    # Pseudo-boxes of 10 to 50 pixels; every tenth person is as large as the map.
+    generator = torch.Generator().manual_seed(0)
+    extent = 10 + 40 * torch.rand(200, 1, 1, generator=generator)
+    extent[::10] = 300
+    corner = torch.rand(200, 1, 2, generator=generator) * torch.tensor([160.0, 128.0])
+    xy = corner + extent * torch.rand(200, 3, 2, generator=generator)
+    keypoints = torch.cat([xy, torch.randint(0, 3, (200, 3, 1), generator=generator)], dim=2)
+    boxes = enclosing_boxes(keypoints, keypoints[..., 2] > 0)
+    alone = [
+        encode_heatmaps(keypoints[i, None], boxes[i, None], STRIDE, (16, 20), 0.7)
+        for i in range(200)
+    ]
+    together = encode_heatmaps(keypoints, boxes, STRIDE, (16, 20), 0.7)
+    torch.testing.assert_close(together, torch.stack(alone).amax(dim=0))
 
 
 def test_mirrored_maps_and_offsets_decode_to_the_mirrored_pose() -> None:

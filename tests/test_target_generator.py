@@ -270,6 +270,23 @@ def test_batch_equals_image_by_image(make_instances: Maker) -> None:
     assert batch.num_labelled == 9
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_targets_of_a_crowd_on_cuda_equal_those_of_the_cpu(make_instances: Maker) -> None:
+    random = torch.Generator().manual_seed(0)
+    corner = torch.rand(200, 1, 2, generator=random) * torch.tensor([WIDTH, HEIGHT])
+    extent = 200 * torch.rand(200, 1, 2, generator=random) ** 3
+    xy = corner + extent * torch.rand(200, 3, 2, generator=random)
+    visible = torch.randint(0, 3, (200, 3, 1), generator=random)
+    instances = make_instances(torch.cat([xy, visible], dim=2), IMAGE)
+    features = [torch.empty(1, 0, *size, device="cuda") for size in LEVELS]
+    expected = targets_of(instances)
+    found = generator()([instances.to("cuda")], Locations.of(features, STRIDES), MAP)
+    for name in ("labels", "cells", "labelled", "boxes", "disk_offsets", "disk_mask"):
+        assert getattr(found, name).cpu().equal(getattr(expected, name)), name
+    torch.testing.assert_close(found.heatmaps.cpu(), expected.heatmaps)
+
+
 def mirror(per_location: Tensor) -> Tensor:
     """Mirror (L, ...) level by level."""
     levels = per_location.split([h * w for h, w in LEVELS])
