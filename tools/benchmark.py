@@ -37,7 +37,7 @@ from benchmark_models import (
 )
 from benchmark_report import write_kp_net, write_latency, write_training
 from benchmark_train import measure_training
-from machine import ROOT, describe, limits, probes
+from machine import describe, limits, probes
 from timing import Stage, by_turns, stage_seconds
 from torch import nn
 
@@ -159,9 +159,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--train", action="store_true", help="training instead of inference")
     what.add_argument("--kp-net", action="store_true", help="the KP-Nets alone")
-    configs = ROOT / "configs"
-    parser.add_argument("--config-file", default=str(configs / "InsPose_R50_3x.yaml"))
-    parser.add_argument("--peer", default=str(configs / "peer" / "KeypointRCNN_R50_3x.yaml"))
+    parser.add_argument("--config-file", default="configs/InsPose_R50_3x.yaml")
+    parser.add_argument("--peer", default="configs/peer/KeypointRCNN_R50_3x.yaml")
     parser.add_argument("--size", type=int, nargs=2, default=(800, 1216), metavar=("H", "W"))
     parser.add_argument(
         "--persons", type=int, nargs="+", help="default: 1 20 100 500; of a training image 5 20"
@@ -173,7 +172,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--amp", choices=("bf16", "fp16"), help="default: float32")
     parser.add_argument("--channels-last", action="store_true", help="InsPose on a GPU too")
     parser.add_argument("--compile", action="store_true", help="what torch.compile can take")
-    parser.add_argument("--output", type=Path, default=ROOT / "output" / "benchmark")
+    parser.add_argument("--output", type=Path, default=Path("output/benchmark"))
     args = parser.parse_args(argv)
     args.persons = args.persons or ([5, 20] if args.train else [1, 20, 100, 500])
     return args
