@@ -1,21 +1,27 @@
-"""The tables of tools/analyze.py."""
+"""The table of tools/analyze.py."""
 
 import re
 from pathlib import Path
 
 import analyze
 import pytest
-from detectron2.config import get_cfg
+import torch
 
-from inspose_d2 import add_inspose_config
+CONFIGS = Path(__file__).parent.parent / "configs"
+QUICK = str(CONFIGS / "quick" / "synthetic_people.yaml")
 
-QUICK = str(Path(__file__).parent.parent / "configs" / "quick" / "synthetic_people.yaml")
 
-
+@pytest.mark.parametrize("with_boxes", [False, True])
 def test_parts_add_up_to_the_whole(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    with_boxes: bool,
 ) -> None:
-    flags = ["--config-file", QUICK, "--size", "256", "320", "--persons", "40", "--repeats", "1"]
+    config = tmp_path / "config.yaml"
+    box_head = f"MODEL: {{INSPOSE: {{BOX_HEAD: {{ENABLED: {with_boxes}}}}}}}"
+    config.write_text(f"_BASE_: {QUICK}\n{box_head}\n")
+    flags = ["--config-file", str(config), "--size", "256", "320", "--persons", "400"]
     monkeypatch.setattr("sys.argv", ["analyze.py", *flags])
     analyze.main()
     table = re.findall(r"^(.+?)  +([\d.]+) +([\d.]+)$", capsys.readouterr().out, re.MULTILINE)
@@ -23,17 +29,25 @@ def test_parts_add_up_to_the_whole(
     assert params.pop("total") == pytest.approx(sum(params.values()), abs=0.05)
     assert macs.pop("total") == pytest.approx(sum(macs.values()), abs=0.05)
     assert macs["heatmap branch (training only)"] == 0
-    # 40 persons x (3x3x64 inputs to 313 parameters + 280 multiply-adds in 32 x 40 cells).
-    kp_nets = 40 * (9 * 64 * 313 + 280 * 32 * 40) / 1e9
-    assert macs["40 KP-Nets and their parameters"] == pytest.approx(kp_nets, abs=0.01)
+    # By hand, 400 persons: 3x3x64 inputs to 313 parameters (and 4 sides of a box); layers 10 to 8,
+    # 8 to 8 and 8 to 17 channels, 280 multiply-adds in each of 32 x 40 cells.
+    predictions = 400 * 9 * 64 * (313 + 4 * with_boxes) / 1e9
+    assert macs["KP-Net parameters (and boxes) at 400 locations"] == pytest.approx(
+        predictions, abs=0.006
+    )
+    assert macs["400 KP-Nets"] == pytest.approx(400 * 280 * 32 * 40 / 1e9, abs=0.006)
+
+
+def test_kp_nets_are_counted_to_the_last_multiplication() -> None:
+    model = analyze.build(analyze.load(QUICK), 7)
+    _, macs = analyze.count(model, [{"image": torch.rand(3, 64, 96) * 255}])
+    assert macs["predictions at locations"] == 7 * 9 * 64 * 313
+    # 280 in each of 8 x 12 cells, and two per output of layer 1 for the person's location.
+    assert macs["KP-Nets"] == 7 * (280 * 8 * 12 + 2 * 8)
 
 
 def test_model_finds_the_asked_number_of_persons() -> None:
-    cfg = get_cfg()
-    add_inspose_config(cfg)
-    cfg.merge_from_file(QUICK)
-    cfg.MODEL.DEVICE = "cpu"
-    model = analyze.build(cfg, 7)
-    image = analyze.torch.rand(3, 64, 96) * 255
-    with analyze.torch.no_grad():
+    model = analyze.build(analyze.load(QUICK), 7)
+    image = torch.rand(3, 64, 96) * 255
+    with torch.no_grad():
         assert len(model([{"image": image}])[0]["instances"]) == 7

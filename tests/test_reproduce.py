@@ -18,7 +18,7 @@ import reproduce
 from coco_ap import ap_by_people, average_precision, images_by_people
 from detectron2.evaluation.coco_evaluation import _evaluate_predictions_on_coco
 from pycocotools.coco import COCO
-from reproduce_peer import by_turns, write_people_report
+from reproduce_peer import write_people_report
 from reproduce_report import Line, Report, figure, mean_and_spread
 
 ALL_ROWS = {row for table in (*reproduce.TABLES.values(), reproduce.PEER) for row in table.rows}
@@ -277,13 +277,6 @@ def test_ap_is_that_of_detectron2_s_evaluator() -> None:
     ours = average_precision(truth, found)
     assert list(ours.values()) == pytest.approx([100 * x for x in theirs[:5]])
     assert ours["APL"] != ours["APM"]  # the boxes are of medium size, the persons large
-
-
-def test_models_take_turns() -> None:
-    calls: list[tuple[str, int]] = []
-    functions = [lambda i, name=name: calls.append((name, i)) for name in "ab"]
-    assert len(by_turns(functions, 2)) == 2
-    assert calls == [(name, i) for i in range(5) for name in "ab"]  # three to warm up
 
 
 @pytest.mark.slow

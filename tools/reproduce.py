@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import os
-import platform
 import shlex
 import signal
 import subprocess
@@ -28,6 +27,7 @@ from coco_ap import METRICS, ap_by_people, average_precision, images_by_people, 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
+from machine import cpu_name
 from pycocotools.coco import COCO
 from reproduce_peer import measure, write_people_report
 from reproduce_report import Line, Report
@@ -435,11 +435,7 @@ def processor() -> str:
     """The GPU, or the CPU and its number of cores."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((x.split(": ")[1] for x in lines if x.startswith("model name")), name)
-    return f"{name}, {os.cpu_count()} cores"
+    return f"{cpu_name()}, {os.cpu_count()} cores"
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:

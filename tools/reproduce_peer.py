@@ -1,7 +1,6 @@
 """InsPose beside Keypoint R-CNN: AP per number of persons in the image, seconds, parameters."""
 
 import csv
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,11 +12,11 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, get_detection_dataset_dicts
 from detectron2.utils.events import EventStorage
 from reproduce_report import figure, markdown_table, mean_and_spread, plt
+from timing import by_turns
 
 from inspose_d2.trainer import Trainer
 
 TIMED_STEPS, TIMED_IMAGES = 20, 40
-WARM_UP = 3
 
 ApByPeople = dict[int, list[float]]  # number of persons: AP of every seed
 
@@ -45,8 +44,8 @@ def measure(cfgs: Sequence[CfgNode], weights: Sequence[Path]) -> list[dict[str, 
     return [
         {
             "M parameters": sum(p.numel() for p in model.parameters()) / 1e6,
-            "seconds per training step": step_seconds[i],
-            "seconds per test image": image_seconds[i],
+            "seconds per training step": step_seconds[i].median,
+            "seconds per test image": image_seconds[i].median,
         }
         for i, model in enumerate(models)
     ]
@@ -80,19 +79,6 @@ def test_step(cfg: CfgNode, model: torch.nn.Module) -> Callable[[int], None]:
             model.eval()([mapper(records[i % len(records)])])
 
     return step
-
-
-def by_turns(functions: Sequence[Callable[[int], None]], repeats: int) -> list[float]:
-    """Median seconds of functions that are called one after another, again and again."""
-    seconds: list[list[float]] = [[] for _ in functions]
-    for i in range(WARM_UP + repeats):
-        for function, times in zip(functions, seconds, strict=True):
-            begin = time.perf_counter()
-            function(i)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - begin)
-    return [float(np.median(times[WARM_UP:])) for times in seconds]
 
 
 def write_people_report(

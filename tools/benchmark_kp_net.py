@@ -1,0 +1,198 @@
+"""Seconds of the KP-Nets alone, beside the least that their work takes on the machine."""
+
+import copy
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from benchmark_models import SEED, Setting, build_inspose, person_boxes
+from machine import limits, probes
+from timing import by_turns
+from torch import Tensor
+
+from inspose_d2.candidates import Candidates
+from inspose_d2.geometry import map_size
+from inspose_d2.kp_net import KPNet
+
+DEFINITION = "grouped convolution"  # sec. 3.2
+PEAKS, LOSS = "peaks", "loss and gradient"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Arguments of the KP-Nets of N persons in one image."""
+
+    params: Tensor  # (N, P)
+    candidates: Candidates
+    features: Tensor  # (1, C, H, W)
+    cells: Tensor  # (N, K)
+
+
+class ByDefinition(KPNet):
+    """KP-Nets as the paper defines them: grouped convolutions, all maps in memory."""
+
+    def peaks(
+        self,
+        params: Tensor,
+        candidates: Candidates,
+        features: Tensor,
+        sizes: list[tuple[int, int]],  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
+        """Find the peaks in one image without padding."""
+        maps = self._all_maps(params, candidates, features)
+        best = maps.max(dim=2)
+        return best.indices, (best.values - maps.logsumexp(dim=2)).exp()
+
+    def log_probs(
+        self, params: Tensor, candidates: Candidates, features: Tensor, cells: Tensor
+    ) -> Tensor:
+        """Read the cells' probabilities from the maps of one image."""
+        maps = self._all_maps(params, candidates, features)
+        return maps.gather(2, cells[..., None])[..., 0] - maps.logsumexp(dim=2)
+
+    def _all_maps(self, params: Tensor, candidates: Candidates, features: Tensor) -> Tensor:
+        points, strides = candidates.points, candidates.strides
+        maps = self.maps_by_grouped_convolution(params, points, strides, features[0].float())
+        return maps.flatten(2)
+
+
+def kp_net_of(setting: Setting) -> KPNet:
+    """The KP-Net of the config."""
+    return build_inspose(setting).kp_net
+
+
+def draw_kp_nets(setting: Setting, net: KPNet, num_persons: int, maps: tuple[int, int]) -> Drawn:
+    """Draw parameters, locations and features at random; maps are (H, W) cells."""
+    generator = torch.Generator().manual_seed(SEED)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(setting.device)
+
+    height, width = maps
+    boxes = person_boxes(num_persons, (height * net.stride, width * net.stride))
+    image = torch.zeros(num_persons, dtype=torch.int64)
+    candidates = Candidates(
+        image.to(setting.device),
+        image.to(setting.device),
+        (boxes[:, :2] / 2 + boxes[:, 2:] / 2).to(setting.device),
+        torch.full((num_persons,), 8.0, device=setting.device),
+        [num_persons],
+    )
+    features = normal(1, net.widths[0] - 2, height, width)
+    cells = torch.randint(height * width, (num_persons, net.num_keypoints), generator=generator).to(
+        setting.device
+    )
+    with setting.autocast():  # of the dtype that a model would make them
+        dtype = torch.get_autocast_dtype(features.device.type) if setting.amp else features.dtype
+    return Drawn(normal(num_persons, net.num_params) / 3, candidates, features.to(dtype), cells)
+
+
+def peaks_call(net: KPNet, drawn: Drawn) -> Callable[..., Any]:
+    """Make the function that finds the peaks, as at inference."""
+    size = (drawn.features.shape[2], drawn.features.shape[3])
+
+    def run(*_: Any) -> Any:
+        with torch.inference_mode():
+            return net.peaks(drawn.params, drawn.candidates, drawn.features, [size])
+
+    return run
+
+
+def training_call(net: KPNet, drawn: Drawn) -> Callable[..., Any]:
+    """Make the function that computes the keypoint loss and its gradient."""
+    leaves = [drawn.params.requires_grad_(), drawn.features.requires_grad_()]
+
+    def run(*_: Any) -> Any:
+        log_probs = net.log_probs(leaves[0], drawn.candidates, leaves[1], drawn.cells)
+        return torch.autograd.grad(-log_probs.sum(), leaves)
+
+    return run
+
+
+CALLS = {PEAKS: peaks_call, LOSS: training_call}
+
+
+def least_work(net: KPNet, task: str, num_persons: int, cells: int) -> dict[str, float]:
+    """Count what no implementation can do without, in 1e9, in float32.
+
+    Args:
+        net: the KP-Net.
+        task: ``PEAKS`` or ``LOSS``.
+        num_persons: N.
+        cells: H * W.
+
+    Returns:
+        By unit of :func:`machine.probes`: multiply-adds; bytes, where features, parameters and
+        outputs (for the loss also both gradients) pass once and maps never; exponentials of each
+        map's softmax, once.
+    """
+    macs = sum(n_in * n_out for n_in, n_out in net.layers)  # 280 per cell and person
+    features, params = 4 * (net.widths[0] - 2) * cells, 4 * num_persons * net.num_params
+    outputs = num_persons * net.num_keypoints * (8 + 4)  # a cell as int64, a number
+    moved = features + params + outputs
+    if task == LOSS:
+        # Backwards: of the weights as many as forwards, of the inputs all but the coordinates'.
+        macs = 3 * macs - 2 * net.layers[0][1]
+        moved += features + params
+    return {
+        "multiply-adds": macs * cells * num_persons / 1e9,
+        "bytes": moved / 1e9,
+        "exponentials": num_persons * net.num_keypoints * cells / 1e9,
+    }
+
+
+def nets_that_run(setting: Setting, net: KPNet) -> tuple[dict[str, KPNet], list[str]]:
+    """Every way to run the KP-Net on the device, and why others cannot."""
+    definition = copy.copy(net)
+    definition.__class__ = ByDefinition
+    nets, problems = {DEFINITION: definition}, []
+    for backend in ("torch", "triton"):
+        candidate = copy.copy(net)
+        candidate.backend = backend
+        try:
+            peaks_call(candidate, draw_kp_nets(setting, candidate, 1, (8, 8)))()
+        except ValueError as error:
+            problems.append(f"{backend}: {error}")
+        else:
+            nets[backend] = candidate
+    return nets, problems
+
+
+def fits(setting: Setting, net: KPNet, num_persons: int, cells: int) -> bool:
+    """Whether the definition's maps, hidden layers and gradients take half the free memory."""
+    needed = 4 * num_persons * cells * (2 * 2 * sum(net.widths) + 2 * net.num_keypoints)
+    if setting.on_cuda:
+        free = torch.cuda.mem_get_info(setting.device)[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return needed < free / 2
+
+
+def measure_kp_net(setting: Setting, persons: list[int], repeats: int) -> dict[str, Any]:
+    """Time all ways to run N KP-Nets by turns, on one image of the setting's size."""
+    net = kp_net_of(setting)
+    maps = map_size(setting.size, net.stride)
+    cells = maps[0] * maps[1]
+    nets, problems = nets_that_run(setting, net)
+    cases, calls = [], []
+    for task, call in CALLS.items():
+        for n in persons:
+            for backend, candidate in nets.items():
+                if backend == DEFINITION and not fits(setting, net, n, cells):
+                    problems.append(f"{backend}, {n} persons: would not fit into the memory")
+                    continue
+                drawn = draw_kp_nets(setting, candidate, n, maps)
+                cases.append((task, n, backend))
+                calls.append(call(candidate, drawn))
+    of_machine = probes(setting.device)
+    times = by_turns([*calls, *(probe.run for probe in of_machine)], repeats, warm_up=1)
+    rates = limits(of_machine, times[len(calls) :])
+    rows = []
+    for (task, n, backend), seconds in zip(cases, times, strict=False):
+        work = least_work(net, task, n, cells)
+        floors = {unit: amount / rates[unit]["rate"] for unit, amount in work.items()}
+        row = {"task": task, "persons": n, "backend": backend, **asdict(seconds)}
+        rows.append(row | {"work": work, "floors": floors, "floor": max(floors.values())})
+    return {"maps": maps, "limits": rates, "KP-Nets": rows, "not run": problems}
