@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import math
 import os
 from collections.abc import Iterator
 from types import ModuleType
@@ -15,8 +16,9 @@ from torch.autograd.function import once_differentiable
 from .candidates import Candidates
 from .geometry import compute_locations, coordinate_scale
 
-# KP-Nets whose maps are in memory at once: 8 x 17 maps of 100 x 168 cells are 9 MB.
-CHUNK = 8
+# KP-Nets whose maps are in memory at once: 4 x 17 maps of 100 x 168 cells are 4.6 MB. More of them
+# leave the cache, and the allocator asks the system for new pages each time: 4 times slower.
+CHUNK = 4
 BACKENDS = ("auto", "torch", "triton")
 MIN_CAPABILITY = (7, 0)  # of a CUDA device, for Triton
 
@@ -115,10 +117,6 @@ class KPNet:
     def maps(self, params: Tensor, points: Tensor, strides: Tensor, features: Tensor) -> Tensor:
         """Run N KP-Nets over the features of their image, as matrix products.
 
-        Relative coordinates are affine in the cell's position. So the first layer of all N nets
-        is one product with the same input: the features and the plain coordinates of the cells;
-        the scale goes into the weights, the person's location into the bias.
-
         Args:
             params: (N, P) parameters.
             points: (N, 2) locations, x, y in image pixels, that the parameters come from.
@@ -128,19 +126,37 @@ class KPNet:
         Returns:
             (N, K, H, W) keypoint maps (logits), float32 even under autocast.
         """
-        height, width = features.shape[1:]
+        logits = self.logits(params, points, strides, self.shared_input(features))
+        return logits.unflatten(2, features.shape[1:])
+
+    def shared_input(self, features: Tensor) -> Tensor:
+        """Put the coordinates of the cells under the (C, H, W) features of an image.
+
+        Returns:
+            (C + 2, H*W) float32, the input of :meth:`logits`.
+        """
+        size = features.shape[1], features.shape[2]
+        cells = compute_locations(size, self.stride, features.device)
+        return torch.cat([features.float().flatten(1), cells.T])
+
+    def logits(self, params: Tensor, points: Tensor, strides: Tensor, shared: Tensor) -> Tensor:
+        """Compute the maps of N KP-Nets as (N, K, H*W), from :meth:`shared_input`.
+
+        Relative coordinates are affine in the cell's position. So the first layer of all N nets
+        is one product with the same input: the features and the plain coordinates of the cells;
+        the scale goes into the weights, the person's location into the bias.
+        """
         # Coordinates up to the image's width lose too much in half precision.
-        with torch.autocast(features.device.type, enabled=False):
-            cells = compute_locations((height, width), self.stride, features.device)
-            shared = torch.cat([features.float().flatten(1), cells.T])  # (C + 2, H*W)
+        with torch.autocast(shared.device.type, enabled=False):
             (weight, bias), *others = self.split(params.float())
             coordinate_weight = weight[..., -2:] / coordinate_scale(strides)[:, None, None]
             bias = bias - (coordinate_weight @ points[..., None])[..., 0]
             weight = torch.cat([weight[..., :-2], coordinate_weight], dim=-1)
-            x = (weight.flatten(0, 1) @ shared).unflatten(0, bias.shape).add_(bias[..., None])
+            x = torch.addmm(bias.reshape(-1, 1), weight.flatten(0, 1), shared)
+            x = x.unflatten(0, bias.shape)
             for weight, bias in others:
-                x = torch.bmm(weight, x.relu_()).add_(bias[..., None])
-        return x.unflatten(2, (height, width))
+                x = torch.baddbmm(bias[..., None], weight, x.relu_())
+        return x
 
     def peaks(
         self,
@@ -172,19 +188,22 @@ class KPNet:
             return cells, (peaks - log_sums).exp()
         scores = features.new_empty(len(params), self.num_keypoints, dtype=torch.float32)
         cells = torch.empty_like(scores, dtype=torch.int64)
+        inputs = [
+            self.shared_input(features[image, :, :height, :width])
+            for image, (height, width) in enumerate(sizes)
+        ]
         for image, chunk in _chunks(candidates):
-            height, width = sizes[image]
-            maps = self.maps(
-                params[chunk],
-                candidates.points[chunk],
-                candidates.strides[chunk],
-                features[image, :, :height, :width],
+            logits = self.logits(
+                params[chunk], candidates.points[chunk], candidates.strides[chunk], inputs[image]
             )
-            # On a CPU argmax is slow, amax is not: first the best row, then the cell in it.
-            row = maps.amax(dim=3).argmax(dim=2)  # (N, K)
-            best_row = maps.gather(2, row[..., None, None].expand(-1, -1, 1, width))[:, :, 0]
-            cells[chunk] = row * width + best_row.argmax(dim=2)
-            scores[chunk] = maps.flatten(2).softmax(dim=2).amax(dim=2)
+            # On a CPU argmax is slow, amax over long rows is not: first the best block of rows.
+            height, width = sizes[image]
+            block = width * math.gcd(height, 4)
+            blocks = logits.unflatten(2, (-1, block))
+            best = blocks.amax(dim=3).argmax(dim=2)  # (N, K)
+            in_best = blocks.gather(2, best[..., None, None].expand(-1, -1, 1, block))[:, :, 0]
+            cells[chunk] = best * block + in_best.argmax(dim=2)
+            scores[chunk] = logits.softmax(dim=2).amax(dim=2)
         return cells, scores
 
     def log_probs(
@@ -257,38 +276,36 @@ class _LogProbs(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(params, features, cells)
         ctx.kp_net, ctx.candidates = kp_net, candidates
+        inputs = [kp_net.shared_input(x) for x in features]
         log_probs = params.new_empty(cells.shape)
         for image, chunk in _chunks(candidates):
-            maps = kp_net.maps(
-                params[chunk],
-                candidates.points[chunk],
-                candidates.strides[chunk],
-                features[image],
-            ).flatten(2)
-            at_cells = maps.gather(2, cells[chunk][..., None])[..., 0]
-            log_probs[chunk] = at_cells - maps.logsumexp(dim=2)
+            logits = kp_net.logits(
+                params[chunk], candidates.points[chunk], candidates.strides[chunk], inputs[image]
+            )
+            at_cells = logits.log_softmax(dim=2).gather(2, cells[chunk][..., None])
+            log_probs[chunk] = at_cells[..., 0]
         return log_probs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         params, features, cells = ctx.saved_tensors
+        kp_net, candidates = ctx.kp_net, ctx.candidates
+        inputs = [kp_net.shared_input(x).requires_grad_() for x in features]
         grad_params, grad_features = torch.zeros_like(params), torch.zeros_like(features)
-        for image, chunk in _chunks(ctx.candidates):
-            inputs = [x.detach().requires_grad_() for x in (params[chunk], features[image])]
+        for image, chunk in _chunks(candidates):
+            own_params, own_grad = params[chunk].requires_grad_(), grad[chunk][..., None]
             with torch.enable_grad():
-                maps = ctx.kp_net.maps(
-                    inputs[0],
-                    ctx.candidates.points[chunk],
-                    ctx.candidates.strides[chunk],
-                    inputs[1],
-                ).flatten(2)
+                logits = kp_net.logits(
+                    own_params, candidates.points[chunk], candidates.strides[chunk], inputs[image]
+                )
             # Of a log-softmax: one-hot minus softmax.
-            own = grad[chunk][..., None]
-            grad_maps = maps.detach().softmax(dim=2).mul_(-own)
-            grad_maps.scatter_add_(2, cells[chunk][..., None], own)
-            grad_params[chunk], grad_image = torch.autograd.grad(maps, inputs, grad_maps)
-            grad_features[image] += grad_image
+            grad_logits = logits.detach().softmax(dim=2).mul_(-own_grad)
+            grad_logits.scatter_add_(2, cells[chunk][..., None], own_grad)
+            grad_params[chunk], grad_input = torch.autograd.grad(
+                logits, (own_params, inputs[image]), grad_logits
+            )
+            grad_features[image] += grad_input[:-2].view_as(features[image])  # not coordinates
         return grad_params, grad_features, None, None, None
 
 

@@ -213,7 +213,7 @@ def test_peak_is_the_first_of_equal_maxima() -> None:
 def test_peaks_of_a_batch_are_those_of_its_images_without_their_padding() -> None:
     kp_net = make_kp_net()
     images = [make_input(kp_net, n, seed=n) for n in (3, 0, 5)]
-    sizes = [(HEIGHT, WIDTH), (2, 3), (4, 6)]
+    sizes = [(HEIGHT, WIDTH), (2, 3), (4, 6)]  # rows are searched 1, 2 and 4 at a time
     cells, scores = kp_net.peaks(*batch_of(*images), sizes)
     start = 0
     for x, (height, width) in zip(images, sizes, strict=True):
@@ -386,9 +386,9 @@ def test_peaks_never_hold_more_maps_than_a_chunk(monkeypatch: pytest.MonkeyPatch
     sizes = []
 
     class Recording(KPNet):
-        def maps(self, params: Tensor, *others: Tensor) -> Tensor:
+        def logits(self, params: Tensor, *others: Tensor) -> Tensor:
             sizes.append(len(params))
-            return super().maps(params, *others)
+            return super().logits(params, *others)
 
     monkeypatch.setattr(kp_net_module, "CHUNK", 4)
     kp_net = Recording(stride=8, feature_channels=8, channels=8, num_layers=3, num_keypoints=17)
