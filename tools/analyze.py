@@ -10,6 +10,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.utils.analysis import FlopCountAnalysis
 from fvcore.nn import parameter_count
+from fvcore.nn.jit_handles import bmm_flop_jit
 from torch import nn
 
 from inspose_d2 import InsPose, add_inspose_config
@@ -91,6 +92,7 @@ def count(
     """
     with torch.no_grad():
         flops = FlopCountAnalysis(model, inputs)
+    flops.set_op_handle("aten::baddbmm", lambda inputs, out: bmm_flop_jit(inputs[1:3], out))
     flops.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     # Detectron2 traces a wrapper, whose attribute "model" the model is.
     macs = {name.removeprefix("model."): value for name, value in flops.by_module().items()}
@@ -99,7 +101,7 @@ def count(
     for name, _ in model.named_children():
         own.subtract(by_operator.get(f"model.{name}", {}))
     macs["predictions at locations"] = own["linear"]
-    macs["KP-Nets"] = own["matmul"] + own["bmm"]
+    macs["KP-Nets"] = own["addmm"] + own["baddbmm"] + own["matmul"]
     return parameter_count(model), macs
 
 
