@@ -141,12 +141,12 @@ def add_floors(setting: Setting, rows: list[dict[str, Any]], rate: float) -> Non
 
 
 def ratios(rows: list[dict[str, Any]], persons: list[int]) -> list[dict[str, Any]]:
-    """Compare InsPose with the faster layout of the peer, by number of persons."""
+    """Divide InsPose's time by that of the peer in its faster layout, by number of persons."""
     median = {(row["model"], row["persons"]): row["median"] for row in rows}
     result = []
     for n in persons:
         peer = min(MODELS[1:], key=lambda name: median[name, n])
-        ratio = median[peer, n] / median[INSPOSE, n]
+        ratio = median[INSPOSE, n] / median[peer, n]
         result.append({"persons": n, "peer": peer, "ratio": ratio})
     return result
 

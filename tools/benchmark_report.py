@@ -31,7 +31,7 @@ def write_latency(folder: Path, result: Result) -> Path:
         for n, ratio in ratios.items()
     ]
     header = ["persons in the image", *(f"{name}, s" for name in MODELS)]
-    header += ["faster Keypoint R-CNN / InsPose", *(f"GMACs, {name}" for name in MODELS[:2])]
+    header += ["InsPose / faster Keypoint R-CNN", *(f"GMACs, {name}" for name in MODELS[:2])]
     header += ["floor of InsPose, s", "floor / InsPose"]
     backbone = rows[BACKBONE, None]
     parts = [
@@ -63,10 +63,10 @@ def write_training(folder: Path, result: Result) -> Path:
     for n in persons:
         peer = min(rows[name, n]["median"] for name in MODELS[1:])
         row = [str(n), *(time_of(rows[name, n]) for name in MODELS)]
-        row += [f"{peer / rows[INSPOSE, n]['median']:.2f}"]
+        row += [f"{rows[INSPOSE, n]['median'] / peer:.2f}"]
         table.append([*row, *(str(rows[name, n]["regions"]) for name in MODELS[:2])])
     header = ["persons in an image", *(f"{name}, s" for name in MODELS)]
-    header += ["faster Keypoint R-CNN / InsPose", "positive locations", "keypoint regions of R-CNN"]
+    header += ["InsPose / faster Keypoint R-CNN", "positive locations", "keypoint regions of R-CNN"]
     batch, loading = result["setting"]["batch"], result["loading"]
     consumed = batch / rows[INSPOSE, persons[0]]["median"]
     parts = [
