@@ -11,7 +11,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 QUICK = str(CONFIGS / "quick" / "synthetic_people.yaml")
 
 
-@pytest.mark.parametrize("with_boxes", [False, True])
+@pytest.mark.parametrize("with_boxes", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_parts_add_up_to_the_whole(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -105,6 +105,7 @@ def test_latency_report_has_every_number_of_persons(run: Callable[..., Any]) -> 
     assert result["memory"][-1]["bytes more"] > 0
 
 
+@pytest.mark.slow
 def test_training_report(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -266,6 +267,7 @@ def make_allocate() -> Callable[[int], Callable[[], Any]]:
     return allocate
 
 
+@pytest.mark.slow
 def test_peak_memory_of_a_new_process_is_what_the_call_takes() -> None:
     torch.ones(200, 2**18)  # 200 MiB here are nothing to the other process
     peak = benchmark_memory.peak_in_fresh_process(make_allocate, 100, on_cuda=False)

@@ -297,7 +297,7 @@ def test_convolutions_are_channels_last_on_the_cpu(model: InsPose) -> None:
     assert features[0].is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("training", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_predict_is_one_graph_for_images_of_several_sizes(model: InsPose, training: bool) -> None:
     graphs = []
 

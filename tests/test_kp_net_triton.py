@@ -254,9 +254,8 @@ for name, capability in itertools.product(names, capabilities):
 """
 
 
-@pytest.mark.parametrize(
-    "widths", [[4, 2, 2, 3], pytest.param([10, 8, 8, 17], marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("widths", [[4, 2, 2, 3], [10, 8, 8, 17]])
 def test_kernels_compile_and_hardly_spill(widths: list[int], tmp_path: Path) -> None:
     try:
         triton.knobs.nvidia.cuobjdump.path  # noqa: B018
