@@ -13,7 +13,7 @@ def settle_claims(places: Tensor, costs: Tensor, num_places: int) -> Tensor:
 
     Args:
         places: (M, S) int64 places in [0, num_places) that each of M claimants asks for.
-        costs: (M, S) float32, not negative; infinite where there is no claim after all.
+        costs: (M, S) not negative; infinite where there is no claim after all.
         num_places: number of places.
 
     Returns:
@@ -22,7 +22,7 @@ def settle_claims(places: Tensor, costs: Tensor, num_places: int) -> Tensor:
     # The bits of floats that are not negative are ordered like the floats. With the claimant's
     # number in the lower half one minimum of integers settles both, on any device alike.
     row = torch.arange(len(costs), device=costs.device)[:, None]
-    keys = (costs.view(torch.int32).long() << 32) | row
+    keys = (costs.float().view(torch.int32).long() << 32) | row
     best = keys.new_full((num_places,), _NO_CLAIM)
     best = best.scatter_reduce(0, places.flatten(), keys.flatten(), "amin")
     return (best & _ROW).masked_fill(best == _NO_CLAIM, NOBODY)

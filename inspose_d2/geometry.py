@@ -43,13 +43,9 @@ class Locations:
             compute_locations(size, stride, x.device)
             for x, size, stride in zip(features, sizes, strides, strict=True)
         ]
-        levels = torch.cat(
-            [
-                torch.full((len(level),), number, device=level.device)
-                for number, level in enumerate(points)
-            ]
-        )
-        return cls(torch.cat(points), points[0].new_tensor(strides)[levels], levels, sizes)
+        levels = [x.new_full((len(x),), i, dtype=torch.int64) for i, x in enumerate(points)]
+        of_stride = [x.new_full((len(x),), s) for x, s in zip(points, strides, strict=True)]
+        return cls(torch.cat(points), torch.cat(of_stride), torch.cat(levels), sizes)
 
     def grids(self) -> list[Tensor]:
         """Split the points by level: (H, W, 2) each."""

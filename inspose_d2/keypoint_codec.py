@@ -54,9 +54,8 @@ def decode_keypoints(
         per_keypoint = disk_offsets.flatten(1).unflatten(0, (-1, 2))  # (K, 2, H*W)
         offset = per_keypoint[torch.arange(cells.shape[1], device=cells.device), :, cells]
     height, width = image_size
-    limit = scores.new_tensor([width, height])
-    xy = ((index + offset.to(scores.dtype)) * stride).clamp(min=0).minimum(limit)
-    return torch.cat([xy, scores[..., None]], dim=-1)
+    x, y = ((index + offset.to(scores.dtype)) * stride).unbind(-1)
+    return torch.stack([x.clamp(0, width), y.clamp(0, height), scores], dim=-1)
 
 
 def encode_disk_offsets(

@@ -1,7 +1,9 @@
 """KP-Nets: one tiny network per person over features that all persons share (sec. 3.2)."""
 
+import functools
 import importlib
 import itertools
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -16,11 +18,15 @@ from torch.autograd.function import once_differentiable
 from .candidates import Candidates
 from .geometry import compute_locations, coordinate_scale
 
-# KP-Nets whose maps are in memory at once: 4 x 17 maps of 100 x 168 cells are 4.6 MB. More of them
-# leave the cache, and the allocator asks the system for new pages each time: 4 times slower.
-CHUNK = 4
+# Maps that are in memory at once, bytes. On a CPU those of 4 persons at 100 x 168 cells: more of
+# them leave the cache, and the allocator asks the system for new pages each time (4 times slower).
+MAPS_BYTES = {"cpu": 4_700_000, "cuda": 256_000_000}
 BACKENDS = ("auto", "torch", "triton")
 MIN_CAPABILITY = (7, 0)  # of a CUDA device, for Triton
+# The kernels hold all channels of a layer in registers; wider ones compile for minutes and spill.
+MAX_FUSED_WIDTH = 10
+
+logger = logging.getLogger(__name__)
 
 
 class KPNet:
@@ -101,7 +107,14 @@ class KPNet:
     ) -> Tensor:
         """Run N KP-Nets as one grouped 1x1 convolution per layer: the definition.
 
-        Arguments and result are those of :meth:`maps`, which is equal and faster.
+        Args:
+            params: (N, P) parameters, N at least 1.
+            points: (N, 2) locations, x, y in image pixels, that the parameters come from.
+            strides: (N,) strides of the pyramid levels that they come from.
+            features: (C, H, W) shared features of the image.
+
+        Returns:
+            (N, K, H, W) keypoint maps (logits). :meth:`logits` is equal and faster.
         """
         n, (height, width) = len(params), features.shape[1:]
         cells = compute_locations((height, width), self.stride, features.device)
@@ -114,21 +127,6 @@ class KPNet:
             x = F.conv2d(x, weight.flatten(0, 1)[..., None, None], bias.flatten(), groups=n)
         return x.reshape(n, self.num_keypoints, height, width)
 
-    def maps(self, params: Tensor, points: Tensor, strides: Tensor, features: Tensor) -> Tensor:
-        """Run N KP-Nets over the features of their image, as matrix products.
-
-        Args:
-            params: (N, P) parameters.
-            points: (N, 2) locations, x, y in image pixels, that the parameters come from.
-            strides: (N,) strides of the pyramid levels that they come from.
-            features: (C, H, W) shared features of the image.
-
-        Returns:
-            (N, K, H, W) keypoint maps (logits), float32 even under autocast.
-        """
-        logits = self.logits(params, points, strides, self.shared_input(features))
-        return logits.unflatten(2, features.shape[1:])
-
     def shared_input(self, features: Tensor) -> Tensor:
         """Put the coordinates of the cells under the (C, H, W) features of an image.
 
@@ -140,11 +138,20 @@ class KPNet:
         return torch.cat([features.float().flatten(1), cells.T])
 
     def logits(self, params: Tensor, points: Tensor, strides: Tensor, shared: Tensor) -> Tensor:
-        """Compute the maps of N KP-Nets as (N, K, H*W), from :meth:`shared_input`.
+        """Run N KP-Nets over one image, as matrix products.
 
         Relative coordinates are affine in the cell's position. So the first layer of all N nets
         is one product with the same input: the features and the plain coordinates of the cells;
         the scale goes into the weights, the person's location into the bias.
+
+        Args:
+            params: (N, P) parameters.
+            points: (N, 2) locations, x, y in image pixels, that the parameters come from.
+            strides: (N,) strides of the pyramid levels that they come from.
+            shared: (C + 2, H*W) from :meth:`shared_input`.
+
+        Returns:
+            (N, K, H*W) keypoint maps, float32 even under autocast.
         """
         # Coordinates up to the image's width lose too much in half precision.
         with torch.autocast(shared.device.type, enabled=False):
@@ -181,7 +188,7 @@ class KPNet:
         if kernels is not None:
             cells, peaks, log_sums = kernels.peaks(
                 *self._kernel_args(params, candidates, features),
-                torch.tensor(sizes, device=features.device),
+                torch.tensor(sizes).to(features.device, non_blocking=True),
                 stride=self.stride,
                 widths=self.widths,
             )
@@ -192,7 +199,7 @@ class KPNet:
             self.shared_input(features[image, :, :height, :width])
             for image, (height, width) in enumerate(sizes)
         ]
-        for image, chunk in _chunks(candidates):
+        for image, chunk in self.chunks(candidates, inputs):
             logits = self.logits(
                 params[chunk], candidates.points[chunk], candidates.strides[chunk], inputs[image]
             )
@@ -233,6 +240,22 @@ class KPNet:
             )
         return _LogProbs.apply(params.float(), features.float(), self, candidates, cells)
 
+    def chunks(self, candidates: Candidates, inputs: list[Tensor]) -> Iterator[tuple[int, slice]]:
+        """Cut candidates into runs of one image whose maps fit into ``MAPS_BYTES``.
+
+        Args:
+            candidates: of the batch.
+            inputs: of each image, from :meth:`shared_input`.
+
+        Yields:
+            Number of the image, and which candidates.
+        """
+        for image, (own, shared) in enumerate(zip(candidates.slices(), inputs, strict=True)):
+            budget = MAPS_BYTES["cuda" if shared.is_cuda else "cpu"]
+            size = max(1, budget // (4 * self.num_keypoints * shared.shape[1]))
+            for start in range(own.start, own.stop, size):
+                yield image, slice(start, min(start + size, own.stop))
+
     def _kernels(self, features: Tensor) -> ModuleType | None:
         """Choose what runs: the module of the Triton kernels, or None for matrix products.
 
@@ -241,25 +264,26 @@ class KPNet:
         """
         if self.backend == "torch" or (self.backend == "auto" and not features.is_cuda):
             return None
-        try:
-            return _triton_kernels(features.device)
-        except RuntimeError as error:
-            if self.backend == "auto":
-                return None
+        if self.backend == "auto" and max(self.widths[:-1]) > MAX_FUSED_WIDTH:
+            return None
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # for tests: anywhere, slowly
+        kernels, problem = _triton_kernels(features.device, interpreted)
+        if kernels is None and self.backend == "triton":
             raise ValueError(
-                f"MODEL.INSPOSE.KP_NET.BACKEND is 'triton', but {error}: set it to 'auto' or "
+                f"MODEL.INSPOSE.KP_NET.BACKEND is 'triton', but {problem}: set it to 'auto' or "
                 "'torch'"
-            ) from error
+            )
+        return kernels
 
     @staticmethod
     def _kernel_args(params: Tensor, candidates: Candidates, features: Tensor) -> list[Tensor]:
-        """Give what both kernels take first; float32, as coordinates need."""
+        """Give what both kernels take first."""
         scales = coordinate_scale(candidates.strides)
-        return [params.float(), candidates.points, scales, candidates.image, features]
+        return [params, candidates.points, scales, candidates.image, features]
 
 
 class _LogProbs(torch.autograd.Function):
-    """:meth:`KPNet.log_probs` as matrix products, a chunk of persons at a time.
+    """:meth:`KPNet.log_probs` as matrix products, with its arguments in float32.
 
     The maps of a chunk are made anew for its gradient. So no maps are kept, and all chunks write
     into the same two gradients.
@@ -278,7 +302,7 @@ class _LogProbs(torch.autograd.Function):
         ctx.kp_net, ctx.candidates = kp_net, candidates
         inputs = [kp_net.shared_input(x) for x in features]
         log_probs = params.new_empty(cells.shape)
-        for image, chunk in _chunks(candidates):
+        for image, chunk in kp_net.chunks(candidates, inputs):
             logits = kp_net.logits(
                 params[chunk], candidates.points[chunk], candidates.strides[chunk], inputs[image]
             )
@@ -293,7 +317,7 @@ class _LogProbs(torch.autograd.Function):
         kp_net, candidates = ctx.kp_net, ctx.candidates
         inputs = [kp_net.shared_input(x).requires_grad_() for x in features]
         grad_params, grad_features = torch.zeros_like(params), torch.zeros_like(features)
-        for image, chunk in _chunks(candidates):
+        for image, chunk in kp_net.chunks(candidates, inputs):
             own_params, own_grad = params[chunk].requires_grad_(), grad[chunk][..., None]
             with torch.enable_grad():
                 logits = kp_net.logits(
@@ -309,28 +333,19 @@ class _LogProbs(torch.autograd.Function):
         return grad_params, grad_features, None, None, None
 
 
-def _triton_kernels(device: torch.device) -> ModuleType:
-    """Import the Triton kernels for a device.
-
-    Raises:
-        RuntimeError: they cannot run there.
-    """
+@functools.cache
+def _triton_kernels(device: torch.device, interpreted: bool) -> tuple[ModuleType | None, str]:
+    """Import the Triton kernels for a device: the module, or None and why they cannot run there."""
+    kernels, problem = None, ""
     try:
         kernels = importlib.import_module(".kp_net_triton", __package__)
     except ImportError as error:  # Triton comes with PyTorch for CUDA only
-        raise RuntimeError(f"its kernels cannot be imported ({error})") from error
-    if os.environ.get("TRITON_INTERPRET") == "1":  # for tests: runs anywhere, slowly
-        return kernels
-    if device.type != "cuda":
-        raise RuntimeError(f"the model is on the device '{device.type}', not on a CUDA device")
-    capability = torch.cuda.get_device_capability(device)
-    if capability < MIN_CAPABILITY:
-        raise RuntimeError(f"the GPU has compute capability {capability}, below {MIN_CAPABILITY}")
-    return kernels
-
-
-def _chunks(candidates: Candidates) -> Iterator[tuple[int, slice]]:
-    """Cut candidates into runs of at most ``CHUNK`` of one image."""
-    for image, own in enumerate(candidates.slices()):
-        for start in range(own.start, own.stop, CHUNK):
-            yield image, slice(start, min(start + CHUNK, own.stop))
+        problem = f"its kernels cannot be imported ({error})"
+    if kernels is not None and not interpreted:
+        if device.type != "cuda":
+            problem = f"the model is on the device '{device.type}', not on a CUDA device"
+        elif (capability := torch.cuda.get_device_capability(device)) < MIN_CAPABILITY:
+            problem = f"the GPU has compute capability {capability}, below {MIN_CAPABILITY}"
+    if problem and device.type == "cuda":
+        logger.warning("KP-Nets run as matrix products, without Triton: %s.", problem)
+    return (None if problem else kernels), problem

@@ -25,7 +25,8 @@ if tuple(int(x) for x in triton.__version__.split(".")[:2]) < (3, 8):
 # most whose activations and gradients fit into the registers.
 BLOCK = tl.constexpr(256)
 # Persons, on average, over whom a program adds up the gradient of the features. With 8, all
-# partial sums of 500 persons in 16 images with maps of 100 x 168 cells take 76 MB.
+# partial sums of 500 persons in 16 images with maps of 100 x 168 cells take 76 MB (of 400 x 668
+# cells, at stride 2, 1.2 GB).
 PERSONS_PER_PROGRAM = 8
 
 
@@ -406,8 +407,10 @@ def _backward_kernel(
     split, tile, number = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     cells = tile * BLOCK + tl.arange(0, BLOCK)
     inside = cells < area
-    d_features += (split * tl.num_programs(2) + number) * C * area + cells
-    start, stop = tl.load(starts + number), tl.load(starts + number + 1)
+    d_features += (split * tl.num_programs(2) + number).to(tl.int64) * C * area + cells
+    # 64 bits, for the sums of thousands of persons on large maps are more than 2^31 numbers.
+    start = tl.load(starts + number).to(tl.int64)
+    stop = tl.load(starts + number + 1).to(tl.int64)
     for n in range(start + split, stop, tl.num_programs(0)):
         weights = params + n * OFFSETS[LAST + 1]
         d_weights = d_params + (n * tl.num_programs(1) + tile) * OFFSETS[LAST + 1]

@@ -156,7 +156,6 @@ def test_kp_net_report(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch)
     assert rows.keys() == {(t, n, b) for t in (PEAKS, LOSS) for n in (1, 3) for b in backends}
     (problem,) = result["not run"]
     assert problem.startswith("triton: ")
-    assert "device 'cpu'" in problem
     assert problem in text
     for row in rows.values():
         rates = {unit: x["rate"] for unit, x in result["limits"].items()}

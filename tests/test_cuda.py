@@ -51,7 +51,9 @@ def test_losses_and_poses_equal_those_of_the_cpu(
     cuda = build_model(
         tiny_cfg(**{"MODEL.DEVICE": "cuda", "MODEL.INSPOSE.KP_NET.BACKEND": backend})
     )
-    assert (cuda.kp_net._kernels(torch.zeros(1, device="cuda")) is not None) == (backend == "auto")
+    if backend == "auto":
+        pytest.importorskip("inspose_d2.kp_net_triton", exc_type=ImportError)
+        assert cuda.kp_net._kernels(torch.zeros(1, device="cuda")) is not None
     cuda.load_state_dict(cpu.state_dict())
     inputs = inputs_of(make_instances, 2, 1)
     with EventStorage():

@@ -1,5 +1,5 @@
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from types import ModuleType
 from typing import NamedTuple
@@ -20,7 +20,7 @@ HEIGHT, WIDTH = 5, 7
 
 
 class Input(NamedTuple):
-    """Persons of one image: what `maps` takes, in its order."""
+    """Persons of one image: what the definition takes, in its order."""
 
     params: Tensor
     points: Tensor
@@ -70,6 +70,17 @@ def batch_of(*images: Input) -> Batch:
 def peaks_of(kp_net: KPNet, *images: Input) -> tuple[Tensor, Tensor]:
     """Peaks in images without padding."""
     return kp_net.peaks(*batch_of(*images), [(HEIGHT, WIDTH)] * len(images))
+
+
+def maps_of(kp_net: KPNet, x: Input) -> Tensor:
+    """The fast form: (N, K, H, W)."""
+    logits = kp_net.logits(*x[:3], kp_net.shared_input(x.features))
+    return logits.unflatten(2, x.features.shape[1:])
+
+
+def hold_four_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four persons with 17 keypoints at a time."""
+    monkeypatch.setitem(kp_net_module.MAPS_BYTES, "cpu", 4 * 4 * 17 * HEIGHT * WIDTH)
 
 
 def maps_by_loop(kp_net: KPNet, x: Input) -> Tensor:
@@ -122,14 +133,14 @@ def test_split_takes_weight_then_bias_of_each_layer() -> None:
 def test_wrong_number_of_params_is_told() -> None:
     x = make_input(make_kp_net(2), 3)
     with pytest.raises(ValueError, match="expected 313 per KP-Net, got 241"):
-        make_kp_net(3).maps(*x)
+        maps_of(make_kp_net(3), x)
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3, 4])
 def test_maps_equal_grouped_convolution_and_loop(num_layers: int) -> None:
     kp_net = make_kp_net(num_layers)
     x = make_input(kp_net, 5, seed=num_layers)
-    maps = kp_net.maps(*x)
+    maps = maps_of(kp_net, x)
     assert maps.shape == (5, 17, HEIGHT, WIDTH)
     torch.testing.assert_close(maps, kp_net.maps_by_grouped_convolution(*x), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(maps, maps_by_loop(kp_net, x).float(), atol=1e-4, rtol=1e-4)
@@ -142,7 +153,7 @@ def test_maps_read_relative_coordinates_after_features() -> None:
     weight[0, 8] = weight[1, 9] = 1
     params = torch.cat([weight.flatten(), torch.zeros(2)])[None]
     points, strides = torch.tensor([[36.0, 20.0]]), torch.tensor([16.0])
-    maps = kp_net.maps(params, points, strides, torch.randn(8, HEIGHT, WIDTH))
+    maps = maps_of(kp_net, Input(params, points, strides, torch.randn(8, HEIGHT, WIDTH)))
     # Cells at 4, 12, ...; scale 8 * 16 = 128; x: (4 - 36) / 128 = -0.25, steps of 8 / 128.
     assert maps[0, 0, 3].tolist() == pytest.approx([-0.25 + 0.0625 * i for i in range(7)])
     # y: (4 - 20) / 128 = -0.125.
@@ -155,7 +166,8 @@ def test_maps_equal_authors(golden: Callable[[str], dict[str, Tensor]]) -> None:
     assert coordinate_scale(strides).equal(expected["coord_normalize"])
     kp_net = make_kp_net()
     x = expected["params"], expected["location"], strides, expected["shared_feat"]
-    torch.testing.assert_close(kp_net.maps(*x), expected["keypoint_maps"], atol=1e-4, rtol=0)
+    maps = maps_of(kp_net, Input(*x))
+    torch.testing.assert_close(maps, expected["keypoint_maps"], atol=1e-4, rtol=0)
     torch.testing.assert_close(
         kp_net.maps_by_grouped_convolution(*x), expected["keypoint_maps"], atol=1e-4, rtol=0
     )
@@ -173,13 +185,13 @@ def test_relative_coordinates_equal_authors(golden: Callable[[str], dict[str, Te
 
 @pytest.mark.parametrize("n", [0, 1, 3, 4, 5, 8, 9])
 def test_peaks_equal_those_of_all_maps_at_once(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kp_net_module, "CHUNK", 4)
+    hold_four_maps(monkeypatch)
     kp_net = make_kp_net()
     x = make_input(kp_net, n)
     cells, scores = peaks_of(kp_net, x)
     assert cells.shape == scores.shape == (n, 17)
     assert (cells.dtype, scores.dtype) == (torch.int64, torch.float32)
-    probability = kp_net.maps(*x).flatten(2).softmax(dim=-1)
+    probability = maps_of(kp_net, x).flatten(2).softmax(dim=-1)
     expected_scores, expected_cells = probability.max(dim=-1)
     assert cells.equal(expected_cells)
     torch.testing.assert_close(scores, expected_scores)
@@ -237,7 +249,7 @@ def log_probs_by_definition(kp_net: KPNet, x: Input, cells: Tensor) -> Tensor:
 def test_log_probs_and_gradients_equal_those_of_the_definition(
     num_layers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kp_net_module, "CHUNK", 4)
+    hold_four_maps(monkeypatch)
     kp_net = make_kp_net(num_layers)
     images = [make_input(kp_net, n, seed=n) for n in (6, 0, 1)]
     batch = batch_of(*images)
@@ -314,7 +326,7 @@ def test_unknown_backend_is_refused() -> None:
     torch.cuda.is_available(), reason="on a GPU tests/test_cuda.py compares the backends"
 )
 def test_backends_give_the_same_in_tritons_interpreter() -> None:
-    pytest.importorskip("triton")
+    pytest.importorskip("inspose_d2.kp_net_triton", exc_type=ImportError)
     kp_net, fused = make_kp_net(), make_kp_net()
     fused.backend = "triton"
     images = [make_input(kp_net, n, seed=n) for n in (2, 0, 1)]
@@ -331,6 +343,15 @@ def test_backends_give_the_same_in_tritons_interpreter() -> None:
     torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-3)
 
 
+@pytest.fixture
+def uncached_kernels() -> Iterator[None]:
+    """Neither take nor leave an earlier answer to what can run."""
+    kp_net_module._triton_kernels.cache_clear()
+    yield
+    kp_net_module._triton_kernels.cache_clear()
+
+
+@pytest.mark.usefixtures("uncached_kernels")
 @pytest.mark.parametrize(
     ("module", "capability", "problem"),
     [
@@ -344,6 +365,7 @@ def test_forced_backend_that_cannot_run_tells_why(
     capability: tuple[int, int] | None,
     problem: str,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def import_module(*_: str) -> ModuleType:
         if module is None:
@@ -360,6 +382,8 @@ def test_forced_backend_that_cannot_run_tells_why(
         kp_net._kernels(features)
     kp_net.backend = "auto"
     assert kp_net._kernels(features) is None
+    if capability:
+        assert "KP-Nets run as matrix products, without Triton" in caplog.text
 
 
 class FakeFeatures(NamedTuple):
@@ -369,7 +393,8 @@ class FakeFeatures(NamedTuple):
     device: torch.device
 
 
-def test_automatic_backend_takes_the_kernels_where_they_can_run(
+@pytest.mark.usefixtures("uncached_kernels")
+def test_automatic_backend_takes_the_kernels_where_they_run_well(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kernels = ModuleType("kernels")
@@ -380,6 +405,23 @@ def test_automatic_backend_takes_the_kernels_where_they_can_run(
     assert kp_net._kernels(FakeFeatures(False, torch.device("cpu"))) is None
     kp_net.backend = "torch"
     assert kp_net._kernels(FakeFeatures(True, torch.device("cuda"))) is None
+    wide = KPNet(stride=8, feature_channels=8, channels=16, num_layers=3, num_keypoints=17)
+    assert wide._kernels(FakeFeatures(True, torch.device("cuda"))) is None
+    wide.backend = "triton"
+    assert wide._kernels(FakeFeatures(True, torch.device("cuda"))) is kernels
+
+
+def test_chunks_fill_their_budget_whatever_the_size_of_the_maps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # 1000 bytes are 250 cells of float32: for K = 1, 25 maps of 10 cells, 2 of 100, and one of 999.
+    monkeypatch.setitem(kp_net_module.MAPS_BYTES, "cpu", 1000)
+    kp_net = make_kp_net(num_keypoints=1)
+    number = torch.zeros(0)
+    candidates = Candidates(number, number, number, number, counts=[30, 3, 2, 0])
+    inputs = [torch.empty(10, cells) for cells in (10, 100, 999, 10)]
+    chunks = [(i, x.start, x.stop) for i, x in kp_net.chunks(candidates, inputs)]
+    assert chunks == [(0, 0, 25), (0, 25, 30), (1, 30, 32), (1, 32, 33), (2, 33, 34), (2, 34, 35)]
 
 
 def test_peaks_never_hold_more_maps_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,7 +432,7 @@ def test_peaks_never_hold_more_maps_than_a_chunk(monkeypatch: pytest.MonkeyPatch
             sizes.append(len(params))
             return super().logits(params, *others)
 
-    monkeypatch.setattr(kp_net_module, "CHUNK", 4)
+    hold_four_maps(monkeypatch)
     kp_net = Recording(stride=8, feature_channels=8, channels=8, num_layers=3, num_keypoints=17)
     peaks_of(kp_net, make_input(kp_net, 11), make_input(kp_net, 0), make_input(kp_net, 2))
     assert sizes == [4, 4, 3, 2]
@@ -414,7 +456,7 @@ def test_gradient_reaches_every_parameter_and_feature() -> None:
     x.params[:, 80:88] = 20
     x.params.requires_grad_()
     x.features.requires_grad_()
-    kp_net.maps(*x).square().sum().backward()
+    maps_of(kp_net, x).square().sum().backward()
     assert (x.params.grad != 0).all()
     assert (x.features.grad != 0).all()
 
@@ -424,7 +466,7 @@ def test_gradient_is_zero_without_persons() -> None:
     x = make_input(kp_net, 0)
     x.params.requires_grad_()
     x.features.requires_grad_()
-    maps = kp_net.maps(*x)
+    maps = maps_of(kp_net, x)
     assert maps.shape == (0, 17, HEIGHT, WIDTH)
     maps.sum().backward()
     assert x.params.grad.shape == (0, 313)
@@ -438,11 +480,11 @@ def test_maps_and_softmax_are_float32_under_autocast(dtype: torch.dtype) -> None
     x = x._replace(params=x.params.to(dtype), features=x.features.to(dtype))
     cells = torch.zeros(3, 17, dtype=torch.int64)
     with torch.autocast("cpu", torch.bfloat16):
-        maps = kp_net.maps(*x)
+        maps = maps_of(kp_net, x)
         scores = peaks_of(kp_net, x)[1]
         log_probs = kp_net.log_probs(*batch_of(x), cells)
     assert maps.dtype == scores.dtype == log_probs.dtype == torch.float32
     # Rounding of the input is all that half precision may change.
     rounded = x._replace(params=x.params.float(), features=x.features.float())
-    torch.testing.assert_close(maps, kp_net.maps(*rounded))
+    torch.testing.assert_close(maps, maps_of(kp_net, rounded))
     torch.testing.assert_close(log_probs, kp_net.log_probs(*batch_of(rounded), cells))
