@@ -1,9 +1,13 @@
 """From decoded poses to ``Instances`` (end of sec. 3.4)."""
 
+import logging
+
 import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import nms
+
+logger = logging.getLogger(__name__)
 
 
 def boxes_of_poses(keypoints: Tensor) -> Tensor:
@@ -33,6 +37,9 @@ def select_poses(
 ) -> Instances:
     """Suppress double poses by their boxes and keep the best.
 
+    A pose with a keypoint, box or score that is not finite is dropped and a warning counts these:
+    it would suppress nothing, and COCO's evaluation takes it for perfect.
+
     Args:
         keypoints: (N, K, 3) x, y in pixels, score.
         boxes: (N, 4) of :func:`boxes_of_poses` or of the box head.
@@ -44,7 +51,13 @@ def select_poses(
     Returns:
         Instances with pred_boxes, scores, pred_classes (0) and pred_keypoints, best first.
     """
-    keep = nms(boxes, scores, nms_threshold)[:max_poses]
+    finite = keypoints.flatten(1).isfinite().all(dim=1) & boxes.isfinite().all(dim=1)
+    finite = (finite & scores.isfinite()).nonzero().squeeze(1)
+    # Their number came with nonzero: no other wait for the device before that of NMS.
+    if len(finite) < len(scores):
+        dropped = len(scores) - len(finite)
+        logger.warning("dropped %d of %d poses of an image: not finite", dropped, len(scores))
+    keep = finite[nms(boxes[finite], scores[finite], nms_threshold)[:max_poses]]
     return Instances(
         image_size,
         pred_boxes=Boxes(boxes[keep]),

@@ -11,7 +11,6 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_train_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
-from detectron2.evaluation import COCOEvaluator
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
@@ -19,6 +18,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from .data.dataset_mapper import InsPoseDatasetMapper
+from .evaluation import InsPoseEvaluator
 from .test_time_augmentation import InsPoseWithTTA
 
 
@@ -129,13 +129,13 @@ class Trainer(DefaultTrainer):
         return build_detection_train_loader(cfg, mapper=cls.build_train_mapper(cfg))
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> InsPoseEvaluator:
         """Evaluate keypoints, and boxes where there is a box head.
 
         Without it the boxes of the poses are only what encloses their keypoints.
         """
         with_boxes = cfg.MODEL.INSPOSE.BOX_HEAD.ENABLED
-        return COCOEvaluator(
+        return InsPoseEvaluator(
             dataset_name,
             tasks=("bbox", "keypoints") if with_boxes else ("keypoints",),
             output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"),

@@ -122,3 +122,21 @@ def test_copies_of_all_poses_change_nothing(poses: tuple[Tensor, Tensor]) -> Non
     once, doubled = select(keypoints, scores), select(keypoints.repeat(2, 1, 1), scores.repeat(2))
     assert doubled.pred_keypoints.equal(once.pred_keypoints)
     assert doubled.scores.equal(once.scores)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_poses_that_are_not_finite_are_dropped_and_counted_in_one_warning(
+    value: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Five copies apart by their boxes; three are bad, each in another field.
+    keypoints = POSES["box"].repeat(5, 1, 1)
+    boxes = torch.tensor([[20.0 * i, 0, 20 * i + 10, 10] for i in range(5)])
+    scores = torch.tensor([0.5, 0.9, 0.8, 0.7, 0.6])
+    keypoints[1, 2, 1], boxes[2, 3], scores[3] = value, value, value
+    poses = select_poses(keypoints, boxes, scores, IMAGE, nms_threshold=0.6, max_poses=100)
+    torch.testing.assert_close(poses.scores, torch.tensor([0.6, 0.5]))
+    assert poses.pred_boxes.tensor.equal(boxes[[4, 0]])
+    assert poses.pred_keypoints.equal(keypoints[[4, 0]])
+    assert [record.getMessage() for record in caplog.records] == [
+        "dropped 3 of 5 poses of an image: not finite"
+    ]

@@ -1,0 +1,192 @@
+"""COCO's figures of poses, with a definite answer to bad, missing and repeated predictions."""
+
+import copy
+import json
+import os
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation.coco_evaluation import (
+    COCOeval_opt,
+    _evaluate_predictions_on_coco,
+    instances_to_coco_json,
+)
+from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
+from torch import Tensor
+
+# What Detectron2 reports of each task.
+METRICS = {
+    "bbox": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
+    "keypoints": ("AP", "AP50", "AP75", "APm", "APl"),
+}
+
+
+class InsPoseEvaluator(COCOEvaluator):
+    """Evaluates the keypoints, and the boxes if asked, of any model.
+
+    Unlike ``COCOEvaluator`` it refuses predictions that are not finite (COCO's code takes them for
+    perfect), reports AP 0 where nothing was predicted and NaN where there is nothing to find,
+    counts a repeated image once, leaves what it is given unchanged, and keeps tensors rather than
+    Python numbers of each image until the end.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        tasks: Sequence[str] = ("keypoints",),
+        *,
+        output_dir: str | None = None,
+        kpt_oks_sigmas: Sequence[float] = (),
+    ) -> None:
+        """Read the annotations.
+
+        Args:
+            dataset_name: a registered data set.
+            tasks: of "keypoints", "bbox".
+            output_dir: folder for ``coco_instances_results.json``; None writes none.
+            kpt_oks_sigmas: of each keypoint, ``TEST.KEYPOINT_OKS_SIGMAS``; empty takes COCO's.
+
+        Raises:
+            ValueError: another task.
+        """
+        if not tasks or not METRICS.keys() >= set(tasks):
+            raise ValueError(f"tasks must be some of {list(METRICS)}, got {tasks}")
+        super().__init__(
+            dataset_name, tasks=tasks, output_dir=output_dir, kpt_oks_sigmas=kpt_oks_sigmas
+        )
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Instances]]) -> None:
+        """Take the predictions of a batch; they are copied.
+
+        Args:
+            inputs: per image "image_id" and, for messages, "file_name".
+            outputs: per image {"instances": ``Instances`` with pred_boxes, scores, pred_classes
+                and, for the task "keypoints", pred_keypoints (N, K, 3), in pixels}.
+
+        Raises:
+            ValueError: a box, score or keypoint is not finite.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            poses = self._copy(output["instances"])
+            for name, value in poses.get_fields().items():
+                bad = ~_tensor(value)[:, None].flatten(1).isfinite()  # (N, values of each)
+                if bad.any():
+                    raise ValueError(
+                        f"{name} of image {image.get('file_name')} (id {image['image_id']}) is "
+                        f"not finite in {int(bad.any(dim=1).sum())} of {len(poses)} predictions: "
+                        "COCO's evaluation would take these for perfect"
+                    )
+            self._predictions.append((image["image_id"], poses))
+
+    def evaluate(self, img_ids: Sequence[int] | None = None) -> dict[str, dict[str, float]]:
+        """Compute the figures, and write the predictions in COCO's form, strict JSON.
+
+        An image that was seen several times, by one worker or by several, counts once: as it was
+        seen last by the worker of the highest rank.
+
+        Args:
+            img_ids: images to evaluate, None for the whole data set.
+
+        Returns:
+            Per task its ``METRICS`` in percent: 0 where nothing was predicted, NaN where there is
+            nothing to find. Empty without annotations (test-dev) and on all workers but the first.
+        """
+        comm.synchronize()
+        gathered = list(chain(*comm.gather(self._predictions, dst=0)))
+        if not comm.is_main_process():
+            return {}
+        predictions = dict(gathered)
+        if len(predictions) < len(gathered):
+            self._logger.warning(
+                "%d images were seen more than once; each counts once, as it was seen last",
+                len(gathered) - len(predictions),
+            )
+        records = self._records(predictions)
+        if self._output_dir:
+            self._write(records)
+        if not self._do_evaluation:
+            self._logger.info("Annotations are not available for evaluation.")
+            return {}
+        return {task: self._evaluate_task(task, records, img_ids) for task in sorted(self._tasks)}
+
+    def _copy(self, instances: Instances) -> Instances:
+        """Copy what the tasks need to the CPU, apart from any larger storage behind it."""
+        fields = {
+            "pred_boxes": Boxes(instances.pred_boxes.tensor.to("cpu", copy=True)),
+            "scores": instances.scores.to("cpu", copy=True),
+            "pred_classes": instances.pred_classes.to("cpu", copy=True),
+        }
+        # A model that finds nobody may leave the keypoints out.
+        if "keypoints" in self._tasks and (len(instances) or instances.has("pred_keypoints")):
+            fields["pred_keypoints"] = instances.pred_keypoints.to("cpu", copy=True)
+        return Instances(instances.image_size, **fields)
+
+    def _records(self, predictions: dict[int, Instances]) -> list[dict[str, Any]]:
+        """Predictions by image id in COCO's result format."""
+        # A copy, for Detectron2 takes off the half pixel in place.
+        records = [
+            record
+            for image_id, poses in predictions.items()
+            for record in instances_to_coco_json(copy.deepcopy(poses), image_id)
+        ]
+        contiguous = getattr(self._metadata, "thing_dataset_id_to_contiguous_id", None)
+        if contiguous is not None:
+            dataset_ids = {number: dataset_id for dataset_id, number in contiguous.items()}
+            for record in records:
+                if record["category_id"] not in dataset_ids:
+                    raise ValueError(
+                        f"image {record['image_id']} has a prediction of class "
+                        f"{record['category_id']}, the data set has {sorted(dataset_ids)}"
+                    )
+                record["category_id"] = dataset_ids[record["category_id"]]
+        return records
+
+    def _write(self, records: list[dict[str, Any]]) -> None:
+        """Write records as strict JSON."""
+        path = os.path.join(self._output_dir, "coco_instances_results.json")
+        self._logger.info("Saving results to %s", path)
+        os.makedirs(self._output_dir, exist_ok=True)
+        text = json.dumps(records, allow_nan=False)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+
+    def _evaluate_task(
+        self, task: str, records: list[dict[str, Any]], img_ids: Sequence[int] | None
+    ) -> dict[str, float]:
+        """Figures of a task; COCO's code can do without neither annotations nor predictions."""
+        if not self._has_truth(task, img_ids):
+            self._logger.warning(
+                "%s has nothing to find for the task %s: all its figures are NaN",
+                self._metadata.name,
+                task,
+            )
+            return dict.fromkeys(METRICS[task], float("nan"))
+        if not records:
+            self._logger.warning("Nothing was predicted: all figures of the task %s are 0", task)
+            return dict.fromkeys(METRICS[task], 0.0)
+        evaluation = _evaluate_predictions_on_coco(
+            self._coco_api,
+            records,
+            task,
+            kpt_oks_sigmas=self._kpt_oks_sigmas,
+            cocoeval_fn=COCOeval_opt,
+            img_ids=img_ids,
+        )
+        names = self._metadata.get("thing_classes")
+        return self._derive_coco_results(evaluation, task, class_names=names)
+
+    def _has_truth(self, task: str, img_ids: Sequence[int] | None) -> bool:
+        """Whether COCO counts any annotation of the images: of a person, with keypoints."""
+        return any(
+            not annotation.get("iscrowd", 0)
+            and (task == "bbox" or annotation.get("num_keypoints", 0) > 0)
+            and (img_ids is None or annotation["image_id"] in img_ids)
+            for annotation in self._coco_api.anns.values()
+        )
+
+
+def _tensor(field: Tensor | Boxes) -> Tensor:
+    return field.tensor if isinstance(field, Boxes) else field
