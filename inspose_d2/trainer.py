@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, build_detection_train_loader
+from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_train_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.solver import get_default_optimizer_params
@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from .data.annotations import check_annotations
 from .data.dataset_mapper import InsPoseDatasetMapper
 from .evaluation import InsPoseEvaluator
 from .test_time_augmentation import InsPoseWithTTA
@@ -125,8 +126,37 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """Load training data through :meth:`build_train_mapper`."""
+        """Check the annotations, load training data through :meth:`build_train_mapper`."""
+        for name in cfg.DATASETS.TRAIN:
+            cls.check_dataset(cfg, name)
         return build_detection_train_loader(cfg, mapper=cls.build_train_mapper(cfg))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Check the annotations that poses will be scored by, load the images."""
+        cls.check_dataset(cfg, dataset_name, evaluation=True)
+        return super().build_test_loader(cfg, dataset_name)
+
+    @staticmethod
+    def check_dataset(cfg: CfgNode, name: str, *, evaluation: bool = False) -> None:
+        """Refuse bad annotations before Detectron2 trips over them, or trains on them.
+
+        Args:
+            cfg: reads ``MODEL.INSPOSE.NUM_KEYPOINTS``.
+            name: of a registered data set; one without a ``json_file`` is not in COCO's format.
+            evaluation: see :func:`check_annotations`.
+
+        Raises:
+            ValueError: says what is wrong, where, and what to do.
+        """
+        metadata = MetadataCatalog.get(name)
+        if metadata.get("json_file"):
+            check_annotations(
+                metadata.json_file,
+                cfg.MODEL.INSPOSE.NUM_KEYPOINTS,
+                evaluation=evaluation,
+                class_names=metadata.get("thing_classes"),
+            )
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> InsPoseEvaluator:

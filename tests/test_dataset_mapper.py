@@ -104,6 +104,21 @@ def test_crowd_becomes_person_without_labelled_keypoints(cfg: CfgNode, image_fil
     assert mapped["instances"].gt_classes.tolist() == [0, target_generator.CROWD]
 
 
+def test_person_without_box_gets_the_one_around_the_labelled_keypoints(
+    cfg: CfgNode, image_file: str
+) -> None:
+    keypoints = pose()
+    keypoints[5:] = 0
+    several, one, nothing = (make_person(keypoints=keypoints.flatten().tolist()) for _ in range(3))
+    one["keypoints"] = pose().flatten().tolist()[:3] + [0.0] * 48
+    nothing["keypoints"] = [0.0] * 51
+    for person in (several, one, nothing):
+        del person["bbox"]
+    mapped = InsPoseDatasetMapper(cfg)(make_dict(image_file, several, one, nothing))
+    # Keypoints 0 to 4 lie from (10, 6) to (18, 10); one keypoint alone gets a pixel.
+    assert mapped["instances"].gt_boxes.tensor.tolist() == [[10, 6, 18, 10], [10, 6, 11, 7]]
+
+
 def test_labelled_keypoints_of_a_crowd_are_forgotten(cfg: CfgNode, image_file: str) -> None:
     mapped = InsPoseDatasetMapper(cfg)(make_dict(image_file, make_person(iscrowd=1)))
     assert keypoints_of(mapped).equal(torch.zeros(1, 17, 3))

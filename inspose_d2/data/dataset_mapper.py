@@ -15,7 +15,8 @@ class InsPoseDatasetMapper(DatasetMapper):
 
     A crowd region becomes a person without labelled keypoints and of the class ``CROWD``, whose box
     the classification loss leaves out; ``gt_keypoints`` is there for every image, (0, K, 3)
-    without persons.
+    without persons. A person without a box gets the one around the labelled keypoints; one with
+    neither is dropped.
     """
 
     def _transform_annotations(
@@ -30,7 +31,22 @@ class InsPoseDatasetMapper(DatasetMapper):
                 annotation.update(iscrowd=0, category_id=CROWD)
             if is_crowd or "keypoints" not in annotation:
                 annotation["keypoints"] = [0.0] * (3 * num_keypoints)
+            if "bbox" not in annotation:
+                annotation["bbox"] = _pseudo_box(annotation["keypoints"])
         super()._transform_annotations(dataset_dict, transforms, image_shape)
         instances = dataset_dict["instances"]
         if not instances.has("gt_keypoints"):
             instances.gt_keypoints = Keypoints(torch.as_tensor(np.zeros((0, num_keypoints, 3))))
+
+
+def _pseudo_box(keypoints: list[float]) -> list[float]:
+    """Box [x, y, width, height] around the labelled keypoints; empty where there are none.
+
+    It has a pixel at least, or Detectron2 would drop a person with one keypoint.
+    """
+    points = np.reshape(keypoints, (-1, 3))
+    points = points[points[:, 2] > 0, :2]
+    if len(points) == 0:
+        return [0.0] * 4
+    corner = points.min(axis=0)
+    return [*corner, *(points.max(axis=0) - corner).clip(min=1)]
