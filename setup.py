@@ -29,6 +29,17 @@ setup(
     ],
     extras_require={
         "timm": ["timm>=1.0"],  # HRNet and other backbones
-        "dev": ["pytest", "hypothesis", "ruff", "mypy", "timm>=1.0"],
+        "eval": ["faster-coco-eval>=1.8"],  # the same figures sooner
+        "export": ["onnx", "onnxruntime", "onnxscript"],
+        "web": ["gradio>=6"],
+        "dev": [
+            "pytest",
+            "hypothesis",
+            "ruff",
+            "mypy",
+            "playwright",  # its driver alone: the browser is the system's Chromium
+            "inspose_d2[timm,eval,export]",
+            'inspose_d2[web]; python_version >= "3.11"',
+        ],
     },
 )
