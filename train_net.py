@@ -3,11 +3,15 @@
 
 import argparse
 import logging
+import multiprocessing
 import os
+import signal
+import sys
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup, launch
@@ -15,6 +19,7 @@ from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
 from inspose_d2 import add_inspose_config
+from inspose_d2.signals import STOPPING
 from inspose_d2.trainer import Trainer
 
 logger = logging.getLogger("detectron2")
@@ -63,11 +68,18 @@ def main_under_torchrun(args: argparse.Namespace) -> None:
     dist.destroy_process_group()
 
 
-if __name__ == "__main__":
-    args = default_argument_parser().parse_args()
-    if dist.is_torchelastic_launched():
-        main_under_torchrun(args)
-    else:
+def launch_workers(args: argparse.Namespace) -> None:
+    """Run a worker per GPU; what ends them ends this program with the same exit status."""
+
+    def forward(signum: int, frame: object) -> None:  # noqa: ARG001
+        for worker in multiprocessing.active_children():
+            if worker.pid:
+                os.kill(worker.pid, signum)
+
+    if args.num_gpus > 1:
+        for signum in STOPPING:
+            signal.signal(signum, forward)
+    try:
         launch(
             main,
             args.num_gpus,
@@ -76,3 +88,13 @@ if __name__ == "__main__":
             dist_url=args.dist_url,
             args=(args,),
         )
+    except torch.multiprocessing.ProcessExitedException as error:
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    args = default_argument_parser().parse_args()
+    if dist.is_torchelastic_launched():
+        main_under_torchrun(args)
+    else:
+        launch_workers(args)

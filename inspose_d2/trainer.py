@@ -1,4 +1,7 @@
-"""Detectron2's default trainer with what InsPose needs: its mapper, its evaluator, CPU workers."""
+"""Detectron2's default trainer with what InsPose needs: its mapper, its evaluator, CPU workers.
+
+Whatever ends a run leaves a checkpoint, from which it resumes exactly.
+"""
 
 import logging
 import os
@@ -6,25 +9,48 @@ import weakref
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_train_loader
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
+from detectron2.data import DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.common import DatasetFromList
+from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from .checkpoint import CheckpointError, InsPoseCheckpointer
 from .data.annotations import check_annotations
 from .data.dataset_mapper import InsPoseDatasetMapper
+from .data.train_loader import build_train_loader, mix
 from .evaluation import InsPoseEvaluator
+from .signals import Interrupted, StopRequest
 from .test_time_augmentation import InsPoseWithTTA
+from .train_loop import DataLoaderError, DivergedError, TrainLoop
+
+logger = logging.getLogger(__name__)
+
+
+class EvalHook(hooks.EvalHook):
+    """Detectron2's, which would also evaluate after a failure in the last step."""
+
+    def after_train(self) -> None:
+        """Evaluate after the last step."""
+        if self.trainer.iter >= self.trainer.max_iter:
+            super().after_train()
 
 
 class Trainer(DefaultTrainer):
-    """``DefaultTrainer`` that trains InsPose and evaluates its keypoints."""
+    """``DefaultTrainer`` that trains InsPose and evaluates its keypoints.
+
+    A run that is resumed equals one that was never interrupted: on the CPU bit by bit.
+
+    Attributes:
+        seed: of the order of the images and of all random numbers of training.
+        last_step: number of the last step that was done wholly, -1 before the first.
+    """
 
     def __init__(self, cfg: CfgNode) -> None:
         """Build everything that training needs.
@@ -39,6 +65,9 @@ class Trainer(DefaultTrainer):
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()  # nobody did
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        self.last_step = -1
+        self.stop = StopRequest()
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
@@ -46,17 +75,99 @@ class Trainer(DefaultTrainer):
         on_cpu = model.device.type == "cpu"
         device_ids = {"device_ids": None} if on_cpu else {}
         model = create_ddp_model(model, broadcast_buffers=False, **device_ids)
-        trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = trainer(model, data_loader, optimizer)
+        data_loader.batch_sampler.seed = self.seed
+        precision = torch.float16 if cfg.SOLVER.AMP.ENABLED else None
+        self._trainer = TrainLoop(
+            model, data_loader, optimizer, stop=self.stop, precision=precision
+        )
 
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = DetectionCheckpointer(
-            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
+        self.checkpointer = InsPoseCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Load as Detectron2 does; a resumed run goes on with the images that come next."""
+        super().resume_or_load(resume)
+        self.last_step = self.start_iter - 1
+        batches = self._trainer.data_loader.batch_sampler
+        batches.seed, batches.start = self.seed, self.start_iter
+
+    def train(self) -> Any:
+        """Train; whatever ends it early, the last whole step is saved.
+
+        Raises:
+            DivergedError: a loss or gradient is not finite. The state before that step is saved as
+                ``model_*_diverged.pth``; ``--resume`` starts from the checkpoint before.
+            Interrupted: after SIGTERM or SIGINT, once all workers have done their step.
+        """
+        with self.stop:
+            try:
+                return super().train()
+            except DivergedError as error:
+                name = f"model_{self.last_step:07d}_diverged"
+                self.checkpointer.save(name, tag_last=False)
+                raise DivergedError(
+                    f"{error}. Training stopped before this step could spoil the weights; they are "
+                    f"in {os.path.join(self.cfg.OUTPUT_DIR, name)}.pth. Lower SOLVER.BASE_LR, "
+                    "lengthen SOLVER.WARMUP_ITERS, or clip with SOLVER.CLIP_GRADIENTS.ENABLED True "
+                    "and --resume"
+                ) from error
+            except CheckpointError:
+                raise
+            except BaseException as error:
+                self._save_last_step(error)
+                if "DataLoader worker" in str(error):
+                    raise DataLoaderError(
+                        f"{error}. A loader process that vanishes was mostly killed for memory "
+                        "(see dmesg): lower DATALOADER.NUM_WORKERS or free memory, then --resume"
+                    ) from error
+                raise
+
+    def _save_last_step(self, error: BaseException) -> None:
+        """Save what an exception interrupts, so that nothing computed is lost."""
+        if self._trainer.is_updating:
+            logger.error("The weights were being updated: resume from the last checkpoint")
+        elif self.start_iter <= self.last_step < self.max_iter - 1:  # the last one is saved already
+            self.checkpointer.save(f"model_{self.last_step:07d}")
+            logger.info(
+                "Stopped by %s after step %d, which is saved: go on with --resume",
+                type(error).__name__,
+                self.last_step,
+            )
+        if isinstance(error, Interrupted):
+            comm.synchronize()  # no worker may end before it is saved, or a launcher ends them all
+
+    def run_step(self) -> None:
+        """Train on one batch, with random numbers that depend on the seed and the step alone."""
+        seed_all_rng(mix(self.seed, self.iter, comm.get_rank()))
+        super().run_step()
+        self.last_step = self.iter
+
+    def state_dict(self) -> dict[str, Any]:
+        """Add the seed; the iteration is that of the last whole step."""
+        state: dict[str, Any] = super().state_dict()
+        return state | {"iteration": self.last_step, "seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`, or what plain Detectron2 saved."""
+        super().load_state_dict(state_dict)
+        self.seed = state_dict.get("seed", self.seed)
+
+    def build_hooks(self) -> list[hooks.HookBase]:
+        """Build Detectron2's hooks; evaluation may be interrupted."""
+
+        def test() -> Any:
+            with self.stop.interruptible():
+                self._last_eval_results = self.test(self.cfg, self.model)
+            return self._last_eval_results
+
+        return [
+            EvalHook(self.cfg.TEST.EVAL_PERIOD, test) if isinstance(hook, hooks.EvalHook) else hook
+            for hook in super().build_hooks()
+        ]
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
@@ -126,10 +237,39 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """Check the annotations, load training data through :meth:`build_train_mapper`."""
+        """Check the annotations, load training data through :meth:`build_train_mapper`.
+
+        Raises:
+            ValueError: the config asks for what this loader cannot do.
+        """
+        if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+            raise ValueError(
+                "DATALOADER.SAMPLER_TRAIN must be 'TrainingSampler', the one whose order can be "
+                f"resumed, got {cfg.DATALOADER.SAMPLER_TRAIN!r}"
+            )
         for name in cfg.DATASETS.TRAIN:
             cls.check_dataset(cfg, name)
-        return build_detection_train_loader(cfg, mapper=cls.build_train_mapper(cfg))
+        num_workers = comm.get_world_size()
+        if cfg.SOLVER.IMS_PER_BATCH % num_workers:
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} must be a multiple of the number "
+                f"of workers, {num_workers}"
+            )
+        dataset = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+            if cfg.MODEL.KEYPOINT_ON
+            else 0,
+        )
+        return build_train_loader(
+            DatasetFromList(dataset, copy=False),
+            cls.build_train_mapper(cfg),
+            batch_size=cfg.SOLVER.IMS_PER_BATCH // num_workers,
+            seed=max(cfg.SEED, 0),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            group=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        )
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:

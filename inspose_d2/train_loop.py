@@ -1,0 +1,173 @@
+"""One step of training that never spoils the weights: Detectron2's `SimpleTrainer` with guards."""
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+from .signals import Interrupted, StopRequest
+
+LOWEST_SCALE = 1.0  # of the gradient scaler, which begins at 65536 and halves at each overflow
+
+
+class DivergedError(FloatingPointError):
+    """A loss or a gradient is not finite; the weights are those before the step."""
+
+
+class DataLoaderError(RuntimeError):
+    """A worker got no batch; the weights are those before the step."""
+
+
+class TrainLoop(SimpleTrainer):
+    """``SimpleTrainer`` and ``AMPTrainer`` in one, which stops before a bad step.
+
+    All workers stop in the same step: whoever gets no batch, meets a number that is not finite or
+    is asked to stop tells the others before they wait for it.
+
+    Attributes:
+        is_updating: whether an optimizer step has begun and not ended: then the weights are of no
+            whole step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable[list[dict[str, Any]]],
+        optimizer: torch.optim.Optimizer,
+        *,
+        stop: StopRequest,
+        precision: torch.dtype | None = None,
+        gather_metric_period: int = 1,
+        async_write_metrics: bool = False,
+    ) -> None:
+        """Take what is trained.
+
+        Args:
+            model: in training it returns a dict of losses.
+            data_loader: batches, each a list with a dict per image.
+            optimizer: of the model's parameters.
+            stop: asked before each step.
+            precision: of automatic mixed precision; None trains in the parameters' own.
+            gather_metric_period: steps between records of the losses.
+            async_write_metrics: whether a thread of its own records them.
+        """
+        super().__init__(
+            model,
+            data_loader,
+            optimizer,
+            gather_metric_period=gather_metric_period,
+            async_write_metrics=async_write_metrics,
+        )
+        self.stop = stop
+        self.precision = precision
+        self.device_type = next(model.parameters()).device.type
+        # Only half precision underflows without a scale; a disabled scaler does nothing.
+        self.grad_scaler = torch.amp.GradScaler(
+            self.device_type, enabled=precision is torch.float16
+        )
+        self.is_updating = False
+
+    def run_step(self) -> None:
+        """Train on one batch.
+
+        Raises:
+            DivergedError: a loss or gradient of some worker is not finite.
+            DataLoaderError: some worker got no batch.
+            Interrupted: some worker was asked to stop.
+        """
+        start = time.perf_counter()
+        batch = self._next_batch()
+        data_time = time.perf_counter() - start
+
+        use_amp = self.precision is not None
+        with torch.autocast(self.device_type, self.precision, enabled=use_amp):
+            losses = self.model(batch)
+        self.optimizer.zero_grad()
+        self.grad_scaler.scale(torch.stack(list(losses.values())).sum()).backward()
+        self._check_finite(losses, batch)
+
+        if self.async_write_metrics:
+            self.concurrent_executor.submit(self._write_metrics, losses, data_time, iter=self.iter)
+        else:
+            self._write_metrics(losses, data_time)
+
+        self.is_updating = True
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+        self.is_updating = False
+
+    def _next_batch(self) -> list[dict[str, Any]]:
+        """Take a batch, once all workers have theirs and none is to stop."""
+        batch, failure = [], None
+        try:
+            batch = next(self._data_loader_iter)
+        except Exception as error:  # noqa: BLE001  the others would wait for this worker
+            failure = error
+        said = "" if failure is None else f"{type(failure).__name__}: {failure}"
+        signums, failures = zip(*comm.all_gather((self.stop.signum, said)), strict=True)
+        if failure is not None:
+            raise failure
+        for rank, text in enumerate(failures):
+            if text:
+                raise DataLoaderError(f"worker {rank} got no batch: {text}")
+        if any(signums):
+            raise Interrupted(max(signums))
+        return batch
+
+    def _check_finite(self, losses: dict[str, Tensor], batch: list[dict[str, Any]]) -> None:
+        """Stop all workers where a loss or gradient of one is not finite.
+
+        Gradients in half precision may overflow: the scaler skips such a step and goes on with a
+        lower scale, which only tells of a fault when it never stops falling.
+        """
+        values = {name: loss.item() for name, loss in losses.items()}
+        bad = [name for name, value in values.items() if not torch.tensor(value).isfinite()]
+        problem = ""
+        if bad:
+            problem = f"{', '.join(bad)} not finite ({_show(values)})"
+        elif self.grad_scaler.is_enabled():
+            if self.grad_scaler.get_scale() < LOWEST_SCALE:
+                problem = "gradients overflow in half precision at any scale"
+        elif not self._gradients_are_finite():
+            problem = (
+                f"losses finite ({_show(values)}), but not the gradient of {self._first_bad()}"
+            )
+        if problem:
+            images = [image.get("image_id", image.get("file_name")) for image in batch]
+            problem = f"{problem} on images {images} of worker {comm.get_rank()}"
+        problems = [text for text in comm.all_gather(problem) if text]
+        if problems:
+            raise DivergedError(f"iteration {self.iter}: {'; '.join(problems)}")
+
+    def _gradients_are_finite(self) -> bool:
+        norms = [p.grad.norm() for p in self.model.parameters() if p.grad is not None]
+        return bool(torch.stack(norms).isfinite().all())
+
+    def _first_bad(self) -> str:
+        """Name of the first parameter whose gradient is not finite."""
+        return next(
+            name
+            for name, p in self.model.named_parameters()
+            if p.grad is not None and not p.grad.norm().isfinite()
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Add the scaler's state to `SimpleTrainer`'s, as `AMPTrainer` does."""
+        state: dict[str, Any] = super().state_dict()
+        if self.grad_scaler.is_enabled():
+            state["grad_scaler"] = self.grad_scaler.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        super().load_state_dict(state_dict)
+        if self.grad_scaler.is_enabled() and "grad_scaler" in state_dict:
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def _show(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
