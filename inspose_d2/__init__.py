@@ -4,8 +4,9 @@ from .backbone import build_inspose_resnet_fpn_backbone
 from .config import add_inspose_config
 from .data import register_coco_test_dev, register_synthetic_people
 from .inspose import InsPose
+from .predictor import InsPosePredictor
 
-__all__ = ["InsPose", "add_inspose_config", "build_inspose_resnet_fpn_backbone"]
+__all__ = ["InsPose", "InsPosePredictor", "add_inspose_config", "build_inspose_resnet_fpn_backbone"]
 
 register_coco_test_dev()
 register_synthetic_people()

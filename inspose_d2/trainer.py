@@ -10,7 +10,12 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import (
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.data.common import DatasetFromList
 from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.engine.defaults import create_ddp_model
@@ -275,7 +280,9 @@ class Trainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Check the annotations that poses will be scored by, load the images."""
         cls.check_dataset(cfg, dataset_name, evaluation=True)
-        return super().build_test_loader(cfg, dataset_name)
+        is_inspose = cfg.MODEL.META_ARCHITECTURE == "InsPose"
+        mapper = (InsPoseDatasetMapper if is_inspose else DatasetMapper)(cfg, is_train=False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @staticmethod
     def check_dataset(cfg: CfgNode, name: str, *, evaluation: bool = False) -> None:
