@@ -6,10 +6,9 @@ import weakref
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_train_loader
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
+from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
@@ -17,6 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from .checkpoint import BestCheckpointer, InsPoseCheckpointer
 from .data.annotations import check_annotations
 from .data.dataset_mapper import InsPoseDatasetMapper
 from .evaluation import InsPoseEvaluator
@@ -50,9 +50,7 @@ class Trainer(DefaultTrainer):
         self._trainer = trainer(model, data_loader, optimizer)
 
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = DetectionCheckpointer(
-            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
+        self.checkpointer = InsPoseCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -83,6 +81,15 @@ class Trainer(DefaultTrainer):
                 "all of SOLVER as it stands, for any number of workers"
             )
         return DefaultTrainer.auto_scale_workers(cfg, num_workers)
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """Add ``model_best.pth``, by the keypoint AP of the first data set, to the usual hooks."""
+        hooks = super().build_hooks()
+        names, period = self.cfg.DATASETS.TEST, self.cfg.TEST.EVAL_PERIOD
+        if names and period > 0 and comm.is_main_process():
+            metric = "keypoints/AP" if len(names) == 1 else f"{names[0]}/keypoints/AP"
+            hooks.insert(-1, BestCheckpointer(period, self.checkpointer, metric))  # then the writer
+        return hooks
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
