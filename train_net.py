@@ -12,13 +12,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
 from inspose_d2 import add_inspose_config
+from inspose_d2.checkpoint import InsPoseCheckpointer, NoValidCheckpoint
 from inspose_d2.signals import STOPPING
 from inspose_d2.trainer import Trainer
 
@@ -39,15 +39,23 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Run one worker: evaluate with ``--eval-only``, else train.
+    """Run one worker; exit with status 3 where ``--resume`` finds no valid checkpoint."""
+    try:
+        return train_or_evaluate(setup(args), args)
+    except NoValidCheckpoint as error:
+        logger.error("%s", error)
+        sys.exit(3)
+
+
+def train_or_evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any] | None:
+    """Evaluate with ``--eval-only``, else train.
 
     ``TEST.AUG`` is for ``--eval-only``: evaluation on the way of training sees each image once.
     """
-    cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
-            cfg.MODEL.WEIGHTS, resume=args.resume
+        InsPoseCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+            cfg.MODEL.WEIGHTS, resume=args.resume, strict=True
         )
         test = Trainer.test_with_augmentation if cfg.TEST.AUG.ENABLED else Trainer.test
         return test(cfg, model)

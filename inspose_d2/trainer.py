@@ -26,7 +26,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from .checkpoint import CheckpointError, InsPoseCheckpointer
+from .checkpoint import BestCheckpointer, CheckpointError, InsPoseCheckpointer
 from .data.annotations import check_annotations
 from .data.dataset_mapper import InsPoseDatasetMapper
 from .data.train_loader import build_train_loader, mix
@@ -162,17 +162,25 @@ class Trainer(DefaultTrainer):
         self.seed = state_dict.get("seed", self.seed)
 
     def build_hooks(self) -> list[hooks.HookBase]:
-        """Build Detectron2's hooks; evaluation may be interrupted."""
+        """Add ``model_best.pth`` to Detectron2's hooks; evaluation may be interrupted.
+
+        The best is that of the highest keypoint AP on the first data set.
+        """
 
         def test() -> Any:
             with self.stop.interruptible():
                 self._last_eval_results = self.test(self.cfg, self.model)
             return self._last_eval_results
 
-        return [
-            EvalHook(self.cfg.TEST.EVAL_PERIOD, test) if isinstance(hook, hooks.EvalHook) else hook
+        names, period = self.cfg.DATASETS.TEST, self.cfg.TEST.EVAL_PERIOD
+        built = [
+            EvalHook(period, test) if isinstance(hook, hooks.EvalHook) else hook
             for hook in super().build_hooks()
         ]
+        if names and period > 0 and comm.is_main_process():
+            metric = "keypoints/AP" if len(names) == 1 else f"{names[0]}/keypoints/AP"
+            built.insert(-1, BestCheckpointer(period, self.checkpointer, metric))  # then the writer
+        return built
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
