@@ -1,11 +1,20 @@
-"""Batch, rate and steps on other numbers of workers than the configs are made for."""
+"""Batch, rate and steps on any number of workers; runs that are interrupted, fail and resume."""
 
+import math
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import HookBase
+from detectron2.utils.env import seed_all_rng
 
-from inspose_d2 import add_inspose_config
+from inspose_d2 import InsPose, add_inspose_config
+from inspose_d2.signals import Interrupted
+from inspose_d2.train_loop import DivergedError
 from inspose_d2.trainer import Trainer
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -55,3 +64,159 @@ def test_batch_that_the_workers_cannot_share_is_refused(workers: int) -> None:
         Trainer.auto_scale_workers(cfg, workers)
     cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
     assert Trainer.auto_scale_workers(cfg, workers) == cfg
+
+
+def run(cfg: CfgNode, steps: int | None = None, *, resume: bool = False) -> Trainer:
+    """Train, or until `steps` steps are done."""
+    seed_all_rng(cfg.SEED)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume)
+    if steps is not None:
+        trainer.register_hooks([StopAfter(steps)])
+    trainer.train()
+    return trainer
+
+
+class StopAfter(HookBase):
+    """Ends training as Ctrl-C at a certain step does."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def after_step(self) -> None:
+        if self.trainer.iter + 1 == self.steps:
+            signal.raise_signal(signal.SIGINT)
+
+
+def state(cfg: CfgNode, name: str = "model_final") -> dict[str, Any]:
+    return torch.load(Path(cfg.OUTPUT_DIR) / f"{name}.pth", weights_only=True)
+
+
+def assert_same(a: Any, b: Any, path: str = "") -> None:
+    """Bit by bit, through dicts and lists."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_same(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{path}/{i}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    else:
+        assert a == b or a is b or math.isnan(a), path
+
+
+@pytest.fixture
+def short_cfg(tiny_cfg: Callable[..., CfgNode], tmp_path: Path) -> Callable[..., CfgNode]:
+    """Make the config of 12 steps, with flips and several sizes, without evaluation."""
+
+    def make(folder: str, **settings: Any) -> CfgNode:
+        return tiny_cfg(
+            **{
+                "OUTPUT_DIR": str(tmp_path / folder),
+                "DATASETS.TRAIN": ("synthetic_people_val",),
+                "DATASETS.TEST": (),
+                "INPUT.MIN_SIZE_TRAIN": (64, 96),
+                "SOLVER.MAX_ITER": 12,
+                "SOLVER.WARMUP_ITERS": 8,
+                "SOLVER.STEPS": (9,),
+                **settings,
+            }
+        )
+
+    return make
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_interrupted_and_resumed_run_equals_the_uninterrupted_one(
+    short_cfg: Callable[..., CfgNode], num_workers: int
+) -> None:
+    settings = {"DATALOADER.NUM_WORKERS": num_workers}
+    whole, parts = short_cfg("whole", **settings), short_cfg("parts", **settings)
+    run(whole)
+    with pytest.raises(Interrupted):
+        run(parts, steps=7)
+    assert (Path(parts.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_0000006.pth"
+    torch.manual_seed(99)  # the state of the random numbers is not needed
+    parts.SEED = 5  # the seed comes from the checkpoint
+    run(parts, resume=True)
+    assert_same(state(parts), state(whole))
+
+
+@pytest.mark.fault
+def test_same_seed_gives_the_same_run_and_another_seed_another(
+    short_cfg: Callable[..., CfgNode],
+) -> None:
+    settings = {"SOLVER.MAX_ITER": 3}
+    cfgs = [short_cfg(x, **settings) for x in ("a", "b")]
+    cfgs.append(short_cfg("c", SEED=1, **settings))
+    for cfg in cfgs:
+        run(cfg)
+    a, b, c = (state(cfg) for cfg in cfgs)
+    assert_same(a, b)
+    assert any(not torch.equal(a["model"][name], c["model"][name]) for name in a["model"])
+
+
+@pytest.mark.fault
+def test_diverged_run_keeps_the_state_before_and_the_last_checkpoint(
+    short_cfg: Callable[..., CfgNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = InsPose.losses
+    calls = []
+
+    def spoilt(self: InsPose, *args: Any) -> dict[str, torch.Tensor]:
+        calls.append(0)
+        result = losses(self, *args)
+        if len(calls) == 5:
+            result["loss_keypoint"] = result["loss_keypoint"] * float("nan")
+        return result
+
+    monkeypatch.setattr(InsPose, "losses", spoilt)
+    cfg = short_cfg("spoilt", **{"SOLVER.CHECKPOINT_PERIOD": 2})
+    message = (
+        r"iteration 4: loss_keypoint not finite \(.*\) on images \[\d+, \d+\] of worker 0\. .*"
+        r"model_0000003_diverged\.pth\. Lower SOLVER\.BASE_LR.* --resume"
+    )
+    with pytest.raises(DivergedError, match=message):
+        run(cfg)
+    assert (Path(cfg.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_0000003.pth"
+    kept, before = state(cfg, "model_0000003_diverged"), state(cfg, "model_0000003")
+    assert_same(kept["model"], before["model"])
+    for x in (kept, before):
+        x["trainer"]["_trainer"].pop("iteration")  # of the step that began
+    assert_same(kept["trainer"], before["trainer"])
+    monkeypatch.undo()
+    run(cfg, resume=True)  # goes on
+    assert state(cfg)["trainer"]["iteration"] == 11
+
+
+@pytest.mark.fault
+def test_any_failure_leaves_the_last_whole_step(
+    short_cfg: Callable[..., CfgNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = short_cfg("whole"), short_cfg("parts")
+    run(whole)
+
+    losses, calls = InsPose.losses, []
+
+    def fail(self: InsPose, *args: Any) -> dict[str, torch.Tensor]:
+        calls.append(0)
+        if len(calls) == 5:
+            raise RuntimeError("CUDA out of memory")
+        return losses(self, *args)
+
+    monkeypatch.setattr(InsPose, "losses", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(parts)
+    assert (Path(parts.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_0000003.pth"
+    run(parts, resume=True)
+    assert_same(state(parts), state(whole))
+
+
+def test_sampler_that_cannot_be_resumed_is_refused(short_cfg: Callable[..., CfgNode]) -> None:
+    cfg = short_cfg("x", **{"DATALOADER.SAMPLER_TRAIN": "RandomSubsetTrainingSampler"})
+    with pytest.raises(ValueError, match="must be 'TrainingSampler'"):
+        Trainer.build_train_loader(cfg)

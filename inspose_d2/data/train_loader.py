@@ -149,6 +149,7 @@ def build_train_loader(
         batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=operator.itemgetter(slice(None)),  # the list as it is
+        generator=torch.Generator(),  # or it would draw from the global one
     )
 
 

@@ -1,0 +1,54 @@
+"""Signals that ask to stop are remembered until the work at hand is done."""
+
+import signal
+import time
+
+import pytest
+
+from inspose_d2.signals import Interrupted, StopRequest
+
+pytestmark = pytest.mark.fault
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_is_remembered_and_handlers_return(signum: int, status: int) -> None:
+    former = signal.getsignal(signum)
+    stop = StopRequest()
+    with stop:
+        signal.raise_signal(signum)
+        assert stop.signum == signum
+        with pytest.raises(Interrupted) as caught, stop.interruptible():
+            pytest.fail("work began that may be left half done")
+    assert caught.value.code == status
+    assert signal.getsignal(signum) is former
+
+
+def test_work_that_may_be_left_is_left_at_once() -> None:
+    stop = StopRequest()
+    with stop, pytest.raises(Interrupted), stop.interruptible():
+        signal.raise_signal(signal.SIGTERM)
+    assert not stop._interruptible
+    assert stop.signum == signal.SIGTERM
+
+
+def test_second_ctrl_c_is_a_keyboard_interrupt_but_not_within_a_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # the launcher's copy
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.signum == signal.SIGINT
+        later = time.monotonic() + 2
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_request_is_forgotten_by_the_next_run() -> None:
+    stop = StopRequest()
+    with stop:
+        signal.raise_signal(signal.SIGTERM)
+    with stop:
+        assert stop.signum == 0

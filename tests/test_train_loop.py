@@ -1,0 +1,132 @@
+"""Steps that must not be taken: losses and gradients that are not finite, batches that fail."""
+
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from inspose_d2.signals import Interrupted, StopRequest
+from inspose_d2.train_loop import DataLoaderError, DivergedError, TrainLoop
+
+pytestmark = pytest.mark.fault
+
+BATCH = [{"image_id": 31}, {"image_id": 17}]
+SETTINGS = [(1, False), (20, False), (20, True)]  # gather_metric_period, async_write_metrics
+
+
+class Toy(nn.Module):
+    """Two parameters with one loss each; `spoil` changes the second loss."""
+
+    def __init__(self, spoil: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+        self.spoil = spoil
+
+    def forward(self, _: Any) -> dict[str, Tensor]:
+        return {"loss_a": self.a.sum(), "loss_b": self.spoil(self.b).sum()}
+
+
+def make_loop(spoil: Callable[[Tensor], Tensor], **settings: Any) -> TrainLoop:
+    model = Toy(spoil)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    return TrainLoop(model, iter(lambda: BATCH, None), optimizer, stop=StopRequest(), **settings)
+
+
+def step(loop: TrainLoop) -> None:
+    with EventStorage():
+        loop.run_step()
+        loop.concurrent_executor.shutdown(wait=True)
+
+
+def values(loop: TrainLoop) -> list[float]:
+    return [p.item() for p in loop.model.parameters()]
+
+
+def test_step_follows_the_gradient() -> None:
+    loop = make_loop(lambda b: 2 * b)
+    step(loop)
+    assert values(loop) == [0.5, 0.0]  # 1 - 0.5 * 1, 1 - 0.5 * 2
+    assert not loop.is_updating
+
+
+@pytest.mark.parametrize(("period", "is_async"), SETTINGS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_loss_that_is_not_finite_stops_before_the_step(
+    bad: float, period: int, is_async: bool
+) -> None:
+    settings = {"gather_metric_period": period, "async_write_metrics": is_async}
+    loop = make_loop(lambda b: b * bad, **settings)
+    message = r"iteration 0: loss_b not finite \(loss_a 1, loss_b .*\) on images \[31, 17\]"
+    with pytest.raises(DivergedError, match=message):
+        step(loop)
+    assert values(loop) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(("period", "is_async"), SETTINGS)
+def test_finite_loss_with_nan_gradient_stops_before_the_step(period: int, is_async: bool) -> None:
+    settings = {"gather_metric_period": period, "async_write_metrics": is_async}
+    loop = make_loop(lambda b: (0 * b).sqrt() * 0, **settings)  # 0 * inf in the gradient
+    message = r"losses finite \(loss_a 1, loss_b 0\), but not the gradient of b on images"
+    with pytest.raises(DivergedError, match=message):
+        step(loop)
+    assert values(loop) == [1.0, 1.0]
+
+
+def test_constant_loss_that_is_not_finite_stops_too() -> None:
+    # It has no gradient, so the gradients alone would not tell.
+    loop = make_loop(lambda b: b * 0 + torch.tensor(float("inf")))
+    with pytest.raises(DivergedError, match="loss_b not finite"):
+        step(loop)
+
+
+def test_half_precision_skips_an_overflow_and_stops_when_the_scale_is_used_up() -> None:
+    loop = make_loop(lambda b: (0 * b).sqrt() * 0, precision=torch.float16)
+    for _ in range(17):  # 65536 = 2 ** 16, halved each time
+        with EventStorage():
+            loop.run_step()
+    assert values(loop) == [1.0, 1.0]
+    with pytest.raises(DivergedError, match="overflow in half precision at any scale"):
+        step(loop)
+
+
+def test_scale_survives_a_resume() -> None:
+    loop = make_loop(lambda b: (0 * b).sqrt() * 0, precision=torch.float16)
+    step(loop)
+    other = make_loop(lambda b: b, precision=torch.float16)
+    other.load_state_dict(loop.state_dict())
+    assert other.grad_scaler.get_scale() == 2.0**15
+
+
+def test_request_to_stop_is_obeyed_before_the_next_step() -> None:
+    loop = make_loop(lambda b: b)
+    with loop.stop:
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Interrupted) as caught:
+            step(loop)
+    assert caught.value.code == 143
+    assert values(loop) == [1.0, 1.0]
+
+
+def test_batch_that_fails_leaves_the_weights() -> None:
+    def fail() -> Iterator[Any]:
+        raise OSError("image 7 is gone")
+        yield
+
+    loop = make_loop(lambda b: b)
+    loop.data_loader = fail()
+    with pytest.raises(OSError, match="image 7 is gone"):
+        step(loop)
+    assert values(loop) == [1.0, 1.0]
+
+
+def test_failure_of_another_worker_ends_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = make_loop(lambda b: b)
+    others = [(0, "OSError: image 7 is gone")]
+    monkeypatch.setattr("detectron2.utils.comm.all_gather", lambda own: [own, *others])
+    with pytest.raises(DataLoaderError, match="worker 1 got no batch: OSError: image 7 is gone"):
+        step(loop)
+    assert values(loop) == [1.0, 1.0]
