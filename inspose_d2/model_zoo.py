@@ -6,7 +6,10 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
+from textwrap import shorten
 from typing import Any
+from urllib.error import HTTPError
 
 import torch
 from detectron2.modeling import build_model
@@ -18,6 +21,8 @@ from .config_files import did_you_mean, list_configs
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 MANIFEST = CHECKPOINTS / "manifest.json"
+# What torch.load and a lookup of "model" raise for files that are something else.
+NO_CHECKPOINT = (UnpicklingError, EOFError, KeyError, TypeError)
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +131,8 @@ def _download(checkpoint: Checkpoint, path: Path) -> None:
     try:
         torch.hub.download_url_to_file(checkpoint.location, str(path), checkpoint.sha256)
     except OSError as error:
+        if isinstance(error, HTTPError):
+            error.close()  # or it keeps the connection
         raise OSError(f"{checkpoint.location} cannot be downloaded: {error}. {by_hand}") from error
     except RuntimeError as error:  # torch's word for a wrong hash
         raise ValueError(
@@ -138,5 +145,6 @@ def _load(model: nn.Module, path: Path) -> None:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(checkpoint["model"])
-    except Exception as error:
-        raise ValueError(f"{path} holds no weights of this model: {error}") from error
+    except (*NO_CHECKPOINT, RuntimeError) as error:
+        reason = shorten(str(error), 400)
+        raise ValueError(f"{path} holds no weights of this model: {reason}") from error
