@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 import inspose_d2
-from inspose_d2 import get_model, model_zoo
+from inspose_d2 import get_cfg, get_model, model_zoo
 from inspose_d2.model_zoo import find_weights, list_checkpoints
+from inspose_d2.trainer import Trainer
 
 QUICK = "quick/synthetic_people"
 
@@ -196,3 +197,13 @@ def test_packaged_weights_are_small_and_fit_their_config(name: str) -> None:
     model = get_model(checkpoint.config, name, device="cpu")
     assert all(x.isfinite().all() for x in model.state_dict().values())
     assert checkpoint.metrics["synthetic_people_val/keypoints/AP"] > 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_checkpoints())
+def test_packaged_weights_reach_the_ap_of_the_manifest(name: str) -> None:
+    checkpoint = list_checkpoints()[name]
+    cfg = get_cfg(checkpoint.config)
+    results = Trainer.test(cfg, get_model(checkpoint.config, name))["keypoints"]
+    key = "synthetic_people_val/keypoints/AP"
+    assert results["AP"] == pytest.approx(checkpoint.metrics[key], abs=0.2)  # other machines
