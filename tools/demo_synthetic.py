@@ -104,8 +104,12 @@ def seconds_per_step(cfg: CfgNode) -> float:
     return float(np.median(timer.seconds[TIMED_STEPS // 2 :]))
 
 
-def train(cfg: CfgNode, minutes: float) -> None:
-    """Train as many steps as fit into the budget, with the learning rate's whole course."""
+def train(cfg: CfgNode, minutes: float) -> int:
+    """Train as many steps as fit into the budget, with the learning rate's whole course.
+
+    Returns:
+        The steps.
+    """
     start = time.perf_counter()
     cfg = cfg.clone()
     cfg.DATASETS.TEST = ()  # evaluated once, afterwards
@@ -122,12 +126,14 @@ def train(cfg: CfgNode, minutes: float) -> None:
     trainer.register_hooks([ProgressBar(left)])
     try:
         trainer.train()
+        return trainer.max_iter
     except OutOfTime:
         logger.warning(
             f"The machine became slower: stopped after {trainer.iter + 1} of "
             f"{trainer.max_iter} steps, with the learning rate still high"
         )
         trainer.checkpointer.save("model_final")
+        return trainer.iter + 1
 
 
 def draw_pose(image: np.ndarray, keypoints: np.ndarray, drawn: np.ndarray, meta: Metadata) -> None:

@@ -69,10 +69,9 @@ def main() -> None:
     setup_logger(name="inspose_d2", abbrev_name="inspose")
 
     cfg = get_cfg(CONFIG, ["OUTPUT_DIR", str(args.output), "SEED", args.seed])
-    train(cfg, args.minutes)
+    steps = train(cfg, args.minutes)
     trained = args.output / "model_final.pth"
     whole = get_model(CONFIG, trained)
-    steps = torch.load(trained, map_location="cpu", weights_only=True)["iteration"] + 1
     file = args.checkpoints / f"{NAME}.pth"
     torch.save({"model": half(whole.state_dict())}, file)
 
