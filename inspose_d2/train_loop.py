@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import Tensor, nn
 
 from .signals import Interrupted, StopRequest
@@ -70,6 +71,8 @@ class TrainLoop(SimpleTrainer):
             self.device_type, enabled=precision is torch.float16
         )
         self.is_updating = False
+        # Statistics of batch norms, which the forward pass changes already.
+        self.statistics = [b for norm in get_bn_modules(model) for b in norm.buffers()]
 
     def run_step(self) -> None:
         """Train on one batch.
@@ -83,12 +86,13 @@ class TrainLoop(SimpleTrainer):
         batch = self._next_batch()
         data_time = time.perf_counter() - start
 
-        use_amp = self.precision is not None
-        with torch.autocast(self.device_type, self.precision, enabled=use_amp):
-            losses = self.model(batch)
-        self.optimizer.zero_grad()
-        self.grad_scaler.scale(torch.stack(list(losses.values())).sum()).backward()
-        self._check_finite(losses, batch)
+        former = [x.clone() for x in self.statistics]
+        try:
+            losses = self._compute_gradients(batch)
+        except BaseException:
+            for statistic, value in zip(self.statistics, former, strict=True):
+                statistic.copy_(value)
+            raise
 
         if self.async_write_metrics:
             self.concurrent_executor.submit(self._write_metrics, losses, data_time, iter=self.iter)
@@ -117,6 +121,16 @@ class TrainLoop(SimpleTrainer):
         if any(signums):
             raise Interrupted(max(signums))
         return batch
+
+    def _compute_gradients(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Run the model forward and backward; returns its losses, all finite."""
+        use_amp = self.precision is not None
+        with torch.autocast(self.device_type, self.precision, enabled=use_amp):
+            losses = self.model(batch)
+        self.optimizer.zero_grad()
+        self.grad_scaler.scale(torch.stack(list(losses.values())).sum()).backward()
+        self._check_finite(losses, batch)
+        return losses
 
     def _check_finite(self, losses: dict[str, Tensor], batch: list[dict[str, Any]]) -> None:
         """Stop all workers where a loss or gradient of one is not finite.
