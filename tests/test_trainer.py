@@ -1,11 +1,14 @@
 """Batch, rate and steps on other numbers of workers than the configs are made for."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from inspose_d2 import add_inspose_config
+from inspose_d2.data.images import ImageError
 from inspose_d2.trainer import Trainer
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -55,3 +58,23 @@ def test_batch_that_the_workers_cannot_share_is_refused(workers: int) -> None:
         Trainer.auto_scale_workers(cfg, workers)
     cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
     assert Trainer.auto_scale_workers(cfg, workers) == cfg
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_stops_at_an_image_that_cannot_be_read(
+    tiny_cfg: Callable[..., CfgNode], tmp_path: Path, workers: int
+) -> None:
+    path = tmp_path / "bad.jpg"
+    path.write_bytes(b"no image")
+    record = {"file_name": str(path), "image_id": 7, "height": 4, "width": 4}
+    name = "one_bad_image"
+    DatasetCatalog.register(name, lambda: [record])
+    try:
+        cfg = tiny_cfg(**{"DATALOADER.NUM_WORKERS": workers})
+        loader = Trainer.build_test_loader(cfg, name)
+        with pytest.raises(ImageError, match=rf"image id 7, {path}: no image that Pillow knows"):
+            next(iter(loader))
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
