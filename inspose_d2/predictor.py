@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from PIL import Image
 
+from .checkpoint import InsPoseCheckpointer
 from .data.images import ImageError, ResizeShortestEdge, read_image, to_array
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ class InsPosePredictor:
 
         Raises:
             ValueError: an argument is out of its range.
+            CheckpointError: the weights cannot be read, or are of another model.
         """
         cfg = cfg.clone()
         cfg.defrost()
@@ -71,7 +72,7 @@ class InsPosePredictor:
         self.model = build_model(cfg).eval()
         if not cfg.MODEL.WEIGHTS:
             logger.warning("MODEL.WEIGHTS is empty: the weights of the model are random")
-        DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)  # becomes InsPoseCheckpointer
+        InsPoseCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
         size = cfg.INPUT.MIN_SIZE_TEST
         self.resize = ResizeShortestEdge([size, size], cfg.INPUT.MAX_SIZE_TEST)
 

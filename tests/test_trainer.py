@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
 
 from inspose_d2 import InsPose, add_inspose_config
+from inspose_d2.data.images import ImageError
 from inspose_d2.signals import Interrupted
 from inspose_d2.train_loop import DivergedError
 from inspose_d2.trainer import Trainer
@@ -220,3 +222,23 @@ def test_sampler_that_cannot_be_resumed_is_refused(short_cfg: Callable[..., CfgN
     cfg = short_cfg("x", **{"DATALOADER.SAMPLER_TRAIN": "RandomSubsetTrainingSampler"})
     with pytest.raises(ValueError, match="must be 'TrainingSampler'"):
         Trainer.build_train_loader(cfg)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_stops_at_an_image_that_cannot_be_read(
+    tiny_cfg: Callable[..., CfgNode], tmp_path: Path, workers: int
+) -> None:
+    path = tmp_path / "bad.jpg"
+    path.write_bytes(b"no image")
+    record = {"file_name": str(path), "image_id": 7, "height": 4, "width": 4}
+    name = "one_bad_image"
+    DatasetCatalog.register(name, lambda: [record])
+    try:
+        cfg = tiny_cfg(**{"DATALOADER.NUM_WORKERS": workers})
+        loader = Trainer.build_test_loader(cfg, name)
+        with pytest.raises(ImageError, match=rf"image id 7, {path}: no image that Pillow knows"):
+            next(iter(loader))
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
