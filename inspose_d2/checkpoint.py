@@ -349,11 +349,10 @@ class InsPoseCheckpointer(DetectionCheckpointer):
         ]
         if len(keys) > SHOWN_KEYS:
             lines.append(f"  and {len(keys) - SHOWN_KEYS} more")
+        listed = "\n".join(lines)
         raise CheckpointError(
             f"{self._path} does not fit the model: {len(keys)} of its {len(state)} weights are "
-            "missing or of another shape:\n"
-            + "\n".join(lines)
-            + "\nIs it of another config? Keys such as "
+            f"missing or of another shape:\n{listed}\nIs it of another config? Keys such as "
             "MODEL.META_ARCHITECTURE, the backbone (RESNETS.DEPTH), INSPOSE.NUM_KEYPOINTS, "
             "INSPOSE.CONV_DIM or INSPOSE.KP_NET.NUM_LAYERS must be those of its training "
             "(config.yaml in its OUTPUT_DIR)"
