@@ -82,7 +82,7 @@ class InsPoseCheckpointer(DetectionCheckpointer):
         self.logger.info("Saving checkpoint to %s", path)
         with _explained(path):
             os.makedirs(self.save_dir, exist_ok=True)
-            self._remove_temporary()
+            self._remove_temporary()  # of a save that was killed: their room may be needed
             try:
                 self._write(path, data | extra)
             finally:
@@ -209,14 +209,15 @@ class InsPoseCheckpointer(DetectionCheckpointer):
         """Find what ``last_checkpoint`` names, else the newest valid checkpoint, else ""."""
         if not os.path.isdir(self.save_dir):
             return ""
-        refused: dict[str, str] = {}
+        path, refused = "", {}
         try:
-            if path := self._last():
+            path = self._last()
+            if path:
                 _check_sum(path)
                 self._inspect(path)
                 return path
         except CheckpointError as error:
-            refused[LAST] = str(error)
+            refused[os.path.basename(path) or LAST] = str(error)
         for iteration, path in self._newest_first(refused):
             try:
                 _check_sum(path)
@@ -242,11 +243,12 @@ class InsPoseCheckpointer(DetectionCheckpointer):
     def _newest_first(self, refused: dict[str, str]) -> list[tuple[int, str]]:
         """List iteration and path of the folder's checkpoints that can be read.
 
-        Diverged trainings and mere weights are left out; ``refused`` gets the unreadable.
+        Diverged trainings, mere weights and what is refused are left out; ``refused``, reasons by
+        name, gets the unreadable.
         """
         found = []
         for name in sorted(os.listdir(self.save_dir)):
-            if not name.endswith(".pth") or name.endswith(DIVERGED):
+            if not name.endswith(".pth") or name.endswith(DIVERGED) or name in refused:
                 continue
             path = os.path.join(self.save_dir, name)
             try:
@@ -349,11 +351,10 @@ class InsPoseCheckpointer(DetectionCheckpointer):
         ]
         if len(keys) > SHOWN_KEYS:
             lines.append(f"  and {len(keys) - SHOWN_KEYS} more")
+        listed = "\n".join(lines)
         raise CheckpointError(
             f"{self._path} does not fit the model: {len(keys)} of its {len(state)} weights are "
-            "missing or of another shape:\n"
-            + "\n".join(lines)
-            + "\nIs it of another config? Keys such as "
+            f"missing or of another shape:\n{listed}\nIs it of another config? Keys such as "
             "MODEL.META_ARCHITECTURE, the backbone (RESNETS.DEPTH), INSPOSE.NUM_KEYPOINTS, "
             "INSPOSE.CONV_DIM or INSPOSE.KP_NET.NUM_LAYERS must be those of its training "
             "(config.yaml in its OUTPUT_DIR)"

@@ -6,8 +6,6 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
-from textwrap import shorten
 from typing import Any
 from urllib.error import HTTPError
 
@@ -16,13 +14,12 @@ from detectron2.modeling import build_model
 from iopath.common.file_io import get_cache_dir
 from torch import nn
 
+from .checkpoint import InsPoseCheckpointer
 from .config import get_cfg
 from .config_files import did_you_mean, list_configs
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 MANIFEST = CHECKPOINTS / "manifest.json"
-# What torch.load and a lookup of "model" raise for files that are something else.
-NO_CHECKPOINT = (UnpicklingError, EOFError, KeyError, TypeError)
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +60,8 @@ def get_model(
         :meth:`InsPose.forward <inspose_d2.InsPose.forward>` takes them.
 
     Raises:
-        ValueError: no such config or weights, or the weights are of another model.
+        ValueError: no such config or weights.
+        CheckpointError: the weights cannot be read, or are of another model.
         OSError: the weights cannot be downloaded.
     """
     file = None if weights is None else find_weights(weights)
@@ -73,7 +71,7 @@ def get_model(
     if file is None:
         logger.warning(f"The weights of {name} are random: get_model was called without weights")
     else:
-        _load(model, file)
+        InsPoseCheckpointer(model).load(str(file))
     return model
 
 
@@ -138,13 +136,3 @@ def _download(checkpoint: Checkpoint, path: Path) -> None:
         raise ValueError(
             f"{checkpoint.location} is not the file of the manifest: {error}. {by_hand}"
         ) from error
-
-
-def _load(model: nn.Module, path: Path) -> None:
-    """Load all weights of a model from a checkpoint of Detectron2's form."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(checkpoint["model"])
-    except (*NO_CHECKPOINT, RuntimeError) as error:
-        reason = shorten(str(error), 400)
-        raise ValueError(f"{path} holds no weights of this model: {reason}") from error

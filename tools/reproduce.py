@@ -385,7 +385,7 @@ def finish(run: Run, exit_status: int) -> bool:
     """Write the result of a run that ended; say so if it failed."""
     if exit_status == 0:
         write_json(run.folder / "result.json", result_of(run))
-        for checkpoint in run.folder.glob("model_[0-9]*.pth"):
+        for checkpoint in run.folder.glob("model_[0-9]*.pth*"):  # and checksums
             checkpoint.unlink()
         return True
     log = (run.folder / "console.txt").read_text(errors="replace").splitlines()
