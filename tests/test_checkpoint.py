@@ -503,7 +503,6 @@ def train_best(folder: Path, values: dict[int, float], start: int = 0) -> None:
 
 def best(folder: Path) -> tuple[float, int]:
     data = torch.load(folder / "model_best.pth", weights_only=True)
-    assert data["iteration"] == data["trainer"]["iteration"]
     return data["best_value"], data["iteration"]
 
 
