@@ -4,30 +4,42 @@
 import argparse
 import logging
 import os
+import sys
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
-from inspose_d2 import add_inspose_config
+from inspose_d2 import ConfigError, get_cfg, list_configs
+from inspose_d2.config_check import check_config
+from inspose_d2.config_files import find_config
 from inspose_d2.trainer import Trainer
 
 logger = logging.getLogger("detectron2")
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Make the config from the command line and set up logging and the output folder."""
-    cfg = get_cfg()
-    add_inspose_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
+    """Make the config from the command line and set up logging and the output folder.
+
+    A config that cannot be used ends the program: one message, exit status 2.
+    """
+    try:
+        if not args.config_file:
+            raise ConfigError(
+                "--config-file is missing: give a YAML file or one of these names: "
+                + ", ".join(list_configs())
+            )
+        args.config_file = str(find_config(args.config_file))  # default_setup opens it
+        cfg = get_cfg(args.config_file, args.opts)
+        check_config(cfg, training=not args.eval_only)
+    except ConfigError as error:
+        sys.stderr.write(f"train_net.py: {error}\n")
+        raise SystemExit(2) from error
     cfg.freeze()
     default_setup(cfg, args)
     return cfg

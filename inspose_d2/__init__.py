@@ -1,11 +1,19 @@
 """InsPose in Detectron2: keypoints of many persons in one pass, without boxes or grouping."""
 
 from .backbone import build_inspose_resnet_fpn_backbone
-from .config import add_inspose_config
+from .config import add_inspose_config, get_cfg, list_configs
+from .config_files import ConfigError
 from .data import register_coco_test_dev, register_synthetic_people
 from .inspose import InsPose
 
-__all__ = ["InsPose", "add_inspose_config", "build_inspose_resnet_fpn_backbone"]
+__all__ = [
+    "ConfigError",
+    "InsPose",
+    "add_inspose_config",
+    "build_inspose_resnet_fpn_backbone",
+    "get_cfg",
+    "list_configs",
+]
 
 register_coco_test_dev()
 register_synthetic_people()

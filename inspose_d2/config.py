@@ -1,6 +1,42 @@
 """Every key that InsPose adds to Detectron2's config, explained where it is declared."""
 
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2 import config as detectron2_config
 from detectron2.config import CfgNode as CN
+
+from .config_files import find_config, list_configs, merge_file, merge_options
+
+__all__ = ["add_inspose_config", "get_cfg", "list_configs"]
+
+
+def get_cfg(name_or_file: str | os.PathLike[str] | None = None, opts: Sequence[Any] = ()) -> CN:
+    """Make a config: Detectron2's defaults, the keys of InsPose, a file, then single changes.
+
+    ``MODEL.DEVICE`` is "cuda" where there is such a device, else "cpu", unless file or changes set
+    it.
+
+    Args:
+        name_or_file: a YAML file, or a name in :func:`list_configs` such as "InsPose_R50_3x".
+        opts: KEY, VALUE, KEY, VALUE, ..., such as ``["SOLVER.BASE_LR", 0.005]``.
+
+    Returns:
+        The config, not frozen.
+
+    Raises:
+        ConfigError: names the file and the key, and the nearest valid key or the expected type.
+    """
+    cfg = detectron2_config.get_cfg()
+    add_inspose_config(cfg)
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    if name_or_file is not None:
+        merge_file(cfg, find_config(name_or_file))
+    merge_options(cfg, opts)
+    return cfg
 
 
 def add_inspose_config(cfg: CN) -> None:

@@ -16,6 +16,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from .branches import DiskOffsetBranch, HeatmapBranch, KeypointFeatureBranch
 from .candidates import select_by_score
+from .config_check import check_model
 from .geometry import Locations, map_size
 from .head import InsPoseHead
 from .keypoint_codec import decode_keypoints
@@ -120,8 +121,8 @@ class InsPose(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build the parts that the config describes; nothing else in this file reads it."""
+        check_model(cfg)
         node = cfg.MODEL.INSPOSE
-        _check(node)
         k = node.NUM_KEYPOINTS
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
@@ -406,29 +407,6 @@ class InsPose(nn.Module):
             max_poses=self.max_poses,
             locations=locations,
         )
-
-
-def _check(node: CfgNode) -> None:
-    """Refuse values of ``MODEL.INSPOSE`` that would fail later, or silently do something else."""
-    if node.UNLABELED_PERSONS not in ("ignore", "background"):
-        raise ValueError(
-            "MODEL.INSPOSE.UNLABELED_PERSONS must be 'ignore' or 'background', "
-            f"got {node.UNLABELED_PERSONS!r}"
-        )
-    if not 0 <= node.KEYPOINT_SCORE_WEIGHT_TEST <= 1:
-        raise ValueError(
-            "MODEL.INSPOSE.KEYPOINT_SCORE_WEIGHT_TEST must be in [0, 1], "
-            f"got {node.KEYPOINT_SCORE_WEIGHT_TEST}"
-        )
-    if len(node.SIZES_OF_INTEREST) != len(node.IN_FEATURES) - 1:
-        raise ValueError(
-            "MODEL.INSPOSE.SIZES_OF_INTEREST are the bounds between the levels of IN_FEATURES: "
-            f"expected {len(node.IN_FEATURES) - 1} values, got {node.SIZES_OF_INTEREST}"
-        )
-    for name in ("", "KEYPOINT_BRANCH.", "DISK_OFFSET.", "HEATMAP."):
-        num_convs = (node[name[:-1]] if name else node).NUM_CONVS
-        if num_convs < 1:
-            raise ValueError(f"MODEL.INSPOSE.{name}NUM_CONVS must be at least 1, got {num_convs}")
 
 
 def _check_map_stride(map_stride: int, feature_stride: int, size_divisibility: int) -> None:

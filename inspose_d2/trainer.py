@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from .config_check import check_config
 from .data.annotations import check_annotations
 from .data.dataset_mapper import InsPoseDatasetMapper
 from .evaluation import InsPoseEvaluator
@@ -34,7 +35,11 @@ class Trainer(DefaultTrainer):
 
         Args:
             cfg: the whole config.
+
+        Raises:
+            ConfigError: see :func:`check_config`.
         """
+        check_config(cfg)
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()  # nobody did
@@ -99,10 +104,6 @@ class Trainer(DefaultTrainer):
         """Build SGD as Detectron2 does, or AdamW with ``SOLVER.OPTIMIZER: "ADAMW"``."""
         if cfg.SOLVER.OPTIMIZER == "SGD":
             return super().build_optimizer(cfg, model)
-        if cfg.SOLVER.OPTIMIZER != "ADAMW":
-            raise ValueError(
-                f"SOLVER.OPTIMIZER must be 'SGD' or 'ADAMW', got {cfg.SOLVER.OPTIMIZER!r}"
-            )
         params = get_default_optimizer_params(
             model,
             base_lr=cfg.SOLVER.BASE_LR,

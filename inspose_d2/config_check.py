@@ -1,0 +1,295 @@
+"""What the values of a config must be: refused with the key, the value and the cure.
+
+Keys are read by index, not by attribute: the test that finds unread keys must not count a check.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from math import inf
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+
+from .config_files import ConfigError, did_you_mean
+
+
+class Rule(NamedTuple):
+    """What some keys must be; of a list or tuple, each element."""
+
+    keys: str  # full keys, separated by blanks
+    holds: Callable[[Any], bool]
+    must: str  # the end of "KEY must ..."
+
+
+# What a model is built from; each holds for every model, in training and at inference.
+MODEL_RULES = (
+    Rule(
+        "MODEL.INSPOSE.NUM_KEYPOINTS MODEL.INSPOSE.NUM_CONVS MODEL.INSPOSE.CONV_DIM "
+        "MODEL.INSPOSE.KP_NET.NUM_LAYERS MODEL.INSPOSE.KP_NET.CHANNELS "
+        "MODEL.INSPOSE.KEYPOINT_BRANCH.NUM_CONVS MODEL.INSPOSE.KEYPOINT_BRANCH.CONV_DIM "
+        "MODEL.INSPOSE.KEYPOINT_BRANCH.OUT_CHANNELS MODEL.INSPOSE.DISK_OFFSET.NUM_CONVS "
+        "MODEL.INSPOSE.DISK_OFFSET.CONV_DIM MODEL.INSPOSE.HEATMAP.NUM_CONVS "
+        "MODEL.INSPOSE.HEATMAP.CONV_DIM MODEL.INSPOSE.MAP_STRIDE MODEL.FPN.OUT_CHANNELS "
+        "MODEL.INSPOSE.TOPK_CANDIDATES_TEST TEST.DETECTIONS_PER_IMAGE",
+        lambda x: x >= 1,
+        "be at least 1",
+    ),
+    Rule(
+        "MODEL.INSPOSE.SCORE_THRESH_TEST MODEL.INSPOSE.NMS_THRESH_TEST "
+        "MODEL.INSPOSE.KEYPOINT_SCORE_WEIGHT_TEST MODEL.INSPOSE.FOCAL_LOSS_ALPHA",
+        lambda x: 0 <= x <= 1,
+        "be in [0, 1]",
+    ),
+    Rule(
+        "MODEL.INSPOSE.PRIOR_PROB MODEL.INSPOSE.HEATMAP.MIN_OVERLAP",
+        lambda x: 0 < x < 1,
+        "be in (0, 1), without the ends",
+    ),
+    Rule(
+        "MODEL.INSPOSE.CENTER_SAMPLING_RADIUS MODEL.INSPOSE.DISK_OFFSET.RADIUS "
+        "MODEL.INSPOSE.SIZES_OF_INTEREST MODEL.PIXEL_STD",
+        lambda x: 0 < x < inf,
+        "be above 0",
+    ),
+    Rule(
+        "MODEL.INSPOSE.FOCAL_LOSS_GAMMA MODEL.INSPOSE.LOSS_WEIGHT.CLS "
+        "MODEL.INSPOSE.LOSS_WEIGHT.KEYPOINT MODEL.INSPOSE.LOSS_WEIGHT.DISK_OFFSET "
+        "MODEL.INSPOSE.LOSS_WEIGHT.HEATMAP MODEL.INSPOSE.LOSS_WEIGHT.BOX MODEL.PIXEL_MEAN "
+        "INPUT.MIN_SIZE_TEST",
+        lambda x: 0 <= x < inf,
+        "be 0 or more",
+    ),
+    Rule("INPUT.MAX_SIZE_TEST", lambda x: x >= 1, "be at least 1 pixel"),
+    Rule("VERSION", lambda x: x == 2, "be 2, the only version of Detectron2's keys known here"),
+)
+
+TRAINING_RULES = (
+    Rule(
+        "SOLVER.IMS_PER_BATCH SOLVER.MAX_ITER SOLVER.CHECKPOINT_PERIOD",
+        lambda x: x >= 1,
+        "be at least 1",
+    ),
+    Rule(
+        "INPUT.MIN_SIZE_TRAIN INPUT.MAX_SIZE_TRAIN",
+        lambda x: x >= 1,
+        "be at least 1 pixel",
+    ),
+    Rule(
+        "SOLVER.BASE_LR SOLVER.GAMMA SOLVER.CLIP_GRADIENTS.CLIP_VALUE SOLVER.STEPS",
+        lambda x: 0 < x < inf,
+        "be above 0",
+    ),
+    Rule(
+        "SOLVER.WEIGHT_DECAY SOLVER.WEIGHT_DECAY_NORM SOLVER.WARMUP_ITERS "
+        "SOLVER.REFERENCE_WORLD_SIZE TEST.EVAL_PERIOD DATALOADER.NUM_WORKERS",
+        lambda x: 0 <= x < inf,
+        "be 0 or more",
+    ),
+    Rule("SOLVER.MOMENTUM", lambda x: 0 <= x < 1, "be in [0, 1)"),
+    Rule("SOLVER.WARMUP_FACTOR", lambda x: 0 <= x <= 1, "be in [0, 1]"),
+)
+
+# Norms that may be "GN", which has 32 groups, and the widths that it then divides.
+GROUP_NORM = {
+    "MODEL.INSPOSE.NORM": "MODEL.INSPOSE.CONV_DIM MODEL.INSPOSE.KEYPOINT_BRANCH.CONV_DIM "
+    "MODEL.INSPOSE.DISK_OFFSET.CONV_DIM MODEL.INSPOSE.HEATMAP.CONV_DIM",
+    "MODEL.FPN.NORM": "MODEL.FPN.OUT_CHANNELS",
+}
+
+# Keys that name one of several things.
+MODEL_CHOICES: dict[str, Sequence[str]] = {
+    "MODEL.INSPOSE.UNLABELED_PERSONS": ("ignore", "background"),
+    "MODEL.INSPOSE.KP_NET.BACKEND": ("auto", "torch", "triton"),
+}
+TRAINING_CHOICES: dict[str, Sequence[str]] = {
+    "SOLVER.OPTIMIZER": ("SGD", "ADAMW"),
+    "SOLVER.LR_SCHEDULER_NAME": (
+        "WarmupMultiStepLR",
+        "WarmupCosineLR",
+        "WarmupStepWithFixedGammaLR",
+    ),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    "INPUT.RANDOM_FLIP": ("none", "horizontal", "vertical"),
+}
+
+
+def check_model(cfg: CfgNode) -> None:
+    """Refuse what a model cannot be built from; :class:`InsPose` does this itself.
+
+    Args:
+        cfg: the whole config.
+
+    Raises:
+        ConfigError: one line for each problem: the key, its value and the cure.
+    """
+    _refuse(_model_problems(cfg))
+
+
+def check_config(cfg: CfgNode, *, training: bool = True) -> None:
+    """Refuse what training or evaluation would trip over, before anything is built.
+
+    Args:
+        cfg: the whole config; its data sets are looked up, not loaded.
+        training: False for evaluation alone, which reads nothing of ``SOLVER``.
+
+    Raises:
+        ConfigError: one line for each problem: the key, its value and the cure.
+    """
+    _refuse(_problems(cfg, training))
+
+
+def _refuse(problems: Iterator[str]) -> None:
+    lines = list(problems)
+    if lines:
+        raise ConfigError("\n".join(lines))
+
+
+def _problems(cfg: CfgNode, training: bool) -> Iterator[str]:
+    """What is wrong for a run."""
+    yield from _model_problems(cfg)
+    yield from _registered(cfg, "MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY)
+    if training:
+        yield from _training_problems(cfg)
+    yield from _data_problems(cfg, training)
+
+
+def _model_problems(cfg: CfgNode) -> Iterator[str]:
+    """What is wrong with what a model is built from."""
+    yield from _wrong_choices(cfg, MODEL_CHOICES)
+    yield from _registered(cfg, "MODEL.BACKBONE.NAME", BACKBONE_REGISTRY)
+    yield from _device_problems(cfg)
+    broken = list(_broken_rules(cfg, MODEL_RULES))
+    yield from broken or _model_relations(cfg)
+
+
+def _model_relations(cfg: CfgNode) -> Iterator[str]:
+    """What is wrong between the keys of a model, each of which is right alone."""
+    node = cfg["MODEL"]["INSPOSE"]
+    sizes, levels = node["SIZES_OF_INTEREST"], node["IN_FEATURES"]
+    if len(sizes) != len(levels) - 1 or list(sizes) != sorted(set(sizes)):
+        yield (
+            "MODEL.INSPOSE.SIZES_OF_INTEREST must be the growing bounds between the levels of "
+            f"IN_FEATURES, {len(levels) - 1} values; got {sizes}"
+        )
+    for norm, widths in GROUP_NORM.items():
+        for key in widths.split() if _value(cfg, norm) == "GN" else ():
+            if _value(cfg, key) % 32:
+                yield f"{key} must be a multiple of 32 with {norm} 'GN'; got {_value(cfg, key)}"
+    mean, std = cfg["MODEL"]["PIXEL_MEAN"], cfg["MODEL"]["PIXEL_STD"]
+    if len(mean) != len(std):
+        yield f"MODEL.PIXEL_MEAN {mean} and MODEL.PIXEL_STD {std} must be of the same length"
+
+
+def _device_problems(cfg: CfgNode) -> Iterator[str]:
+    device = cfg["MODEL"]["DEVICE"]
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        yield f"MODEL.DEVICE must be a device of PyTorch such as 'cuda' or 'cpu'; got {device!r}"
+        return
+    if kind == "cuda" and not torch.cuda.is_available():
+        yield f"MODEL.DEVICE is {device!r}, but PyTorch finds no CUDA device: set it to 'cpu'"
+
+
+def _training_problems(cfg: CfgNode) -> Iterator[str]:
+    """What is wrong with the course of training."""
+    yield from _wrong_choices(cfg, TRAINING_CHOICES)
+    broken = list(_broken_rules(cfg, TRAINING_RULES))
+    yield from broken
+    steps, sizes = cfg["SOLVER"]["STEPS"], cfg["INPUT"]["MIN_SIZE_TRAIN"]
+    if not broken and list(steps) != sorted(steps):
+        yield f"SOLVER.STEPS must grow; got {steps}"
+    if not sizes or (cfg["INPUT"]["MIN_SIZE_TRAIN_SAMPLING"] == "range" and len(sizes) != 2):
+        yield (
+            "INPUT.MIN_SIZE_TRAIN must be sizes to choose from, or exactly two with "
+            f"INPUT.MIN_SIZE_TRAIN_SAMPLING 'range'; got {sizes}"
+        )
+
+
+def _data_problems(cfg: CfgNode, training: bool) -> Iterator[str]:
+    """What is wrong with the names of data sets and with their keypoints."""
+    k = cfg["MODEL"]["INSPOSE"]["NUM_KEYPOINTS"]
+    names = {key: cfg["DATASETS"][key] for key in (("TRAIN", "TEST") if training else ("TEST",))}
+    if not names["TRAIN" if training else "TEST"]:
+        key = "DATASETS.TRAIN" if training else "DATASETS.TEST"
+        yield f"{key} must name a data set, such as ('synthetic_people_val',); it is empty"
+    for key, name in ((key, name) for key, group in names.items() for name in group):
+        if name in DatasetCatalog:
+            yield from _metadata_problems(f"DATASETS.{key} {name!r}", name, k, key == "TRAIN")
+        else:
+            hint = did_you_mean(name, DatasetCatalog)
+            yield (
+                f"DATASETS.{key} names {name!r}, which is not registered.{hint} A data set of "
+                "yours must be registered before, by detectron2.data.datasets."
+                "register_coco_instances for one"
+            )
+    sigmas = cfg["TEST"]["KEYPOINT_OKS_SIGMAS"]
+    if names["TEST"] and len(sigmas or [0] * 17) != k:
+        yield (
+            f"TEST.KEYPOINT_OKS_SIGMAS must be {k} values, one for each of "
+            f"MODEL.INSPOSE.NUM_KEYPOINTS; got {len(sigmas) or 'none, which means the 17 of COCO'}"
+        )
+
+
+def _metadata_problems(what: str, name: str, k: int, training: bool) -> Iterator[str]:
+    """What is wrong with the keypoints that a data set declares; training needs them."""
+    metadata = MetadataCatalog.get(name)
+    keypoints = metadata.get("keypoint_names")
+    if keypoints is not None and len(keypoints) != k:
+        yield (
+            f"MODEL.INSPOSE.NUM_KEYPOINTS is {k}, but {what} has {len(keypoints)} keypoint_names: "
+            f"set it to {len(keypoints)}"
+        )
+    pairs = metadata.get("keypoint_flip_map")
+    if training and (keypoints is None or pairs is None):
+        yield (
+            f"{what} does not say keypoint_names and keypoint_flip_map (pairs of a left and a "
+            "right name), which flipped images need: set both by "
+            f"MetadataCatalog.get({name!r}).set(...)"
+        )
+    unknown = {x for pair in pairs or () for x in pair} - set(keypoints or ())
+    if keypoints is not None and unknown:
+        yield f"{what} has {sorted(unknown)} in keypoint_flip_map, which are no keypoint_names"
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    value = cfg
+    for name in key.split("."):
+        value = value[name]
+    return value
+
+
+def _broken_rules(cfg: CfgNode, rules: Sequence[Rule]) -> Iterator[str]:
+    for rule in rules:
+        for key in rule.keys.split():
+            value = _value(cfg, key)
+            elements = value if isinstance(value, tuple | list) else [value]
+            if not all(_holds(rule, x) for x in elements):
+                yield f"{key} must {rule.must}; got {value!r}"
+
+
+def _holds(rule: Rule, value: Any) -> bool:
+    try:
+        return rule.holds(value)
+    except TypeError:  # text where a number belongs
+        return False
+
+
+def _wrong_choices(cfg: CfgNode, choices: dict[str, Sequence[str]]) -> Iterator[str]:
+    for key, words in choices.items():
+        value = _value(cfg, key)
+        if value not in words:
+            yield f"{key} must be one of {', '.join(map(repr, words))}; got {value!r}"
+
+
+def _registered(cfg: CfgNode, key: str, registry: Any) -> Iterator[str]:
+    value = _value(cfg, key)
+    if value not in registry:
+        names = [name for name, _ in registry]
+        yield (
+            f"{key} is {value!r}, which is not registered.{did_you_mean(str(value), names)} The "
+            "module that registers it must be imported before"
+        )
