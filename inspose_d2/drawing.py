@@ -20,7 +20,7 @@ DARK, WHITE = (25, 25, 25), (255, 255, 255)
 TRUNK = (("left_shoulder", "left_hip"), ("right_shoulder", "right_hip"))
 LIMBS_PER_SIZE = 60  # longer side of a pose over the thickness of its limbs
 SIZE_ALONE = 120  # pixels, taken for a person of whom one keypoint is drawn
-PANEL_WIDTH = 150  # of one map below the picture, pixels, at least
+PANEL_WIDTH, MIN_COLUMNS = 150, 6  # of the maps below the picture, pixels, at least
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 SHIFT = 4  # OpenCV takes points in 1/16 pixel
 FAR = 1e5  # pixels; points beyond would not fit into OpenCV's integers
@@ -78,7 +78,8 @@ def draw_poses(
         for box, score in zip(
             instances.pred_boxes.tensor.tolist(), instances.scores.tolist(), strict=True
         ):
-            write_text(canvas, f"{score:.2f}", (box[0], box[1]), 0.45)
+            if np.isfinite(box).all():
+                _write(canvas, f"{score:.2f}", (box[0], box[1]))
     return canvas
 
 
@@ -146,7 +147,7 @@ def _draw_pose(
     points = np.clip(keypoints[:, :2], -FAR, FAR)
     opacity = np.sqrt(np.clip(keypoints[:, 2], 0, 1))
     size = np.ptp(points[drawn], axis=0).max() if drawn.sum() > 1 else SIZE_ALONE
-    scale = float(np.clip(size / LIMBS_PER_SIZE, 0.8, 12))
+    scale = max(min(size, *canvas.shape[:2]) / LIMBS_PER_SIZE, 0.8)  # points may lie far outside
     thickness = round(scale)
     radius = 0.75 * scale + 0.8
     rim = 0.25 * scale + 0.4
@@ -206,27 +207,30 @@ def _draw_box(canvas: np.ndarray, box: Sequence[float]) -> None:
     """Draw the sides of a box x0, y0, x1, y1."""
     ends = np.clip(np.array(box).reshape(2, 2), -FAR, FAR)
     if np.isfinite(ends).all():
-        for color, thickness in ((DARK, 3), (WHITE, 1)):
-            low, high = map(_fixed, ends)
-            cv2.rectangle(canvas, low, high, color, thickness, cv2.LINE_AA, SHIFT)
+        thickness = max(1, round(max(canvas.shape[:2]) / 1600))
+        low, high = map(_fixed, ends)
+        for color, width in ((DARK, 3 * thickness), (WHITE, thickness)):
+            cv2.rectangle(canvas, low, high, color, width, cv2.LINE_AA, SHIFT)
 
 
-def write_text(canvas: np.ndarray, text: str, corner: tuple[float, float], scale: float) -> None:
+def _write(canvas: np.ndarray, text: str, corner: tuple[float, float]) -> None:
     """Write white on a dark plate, moved so far that it lies inside the canvas.
 
     Args:
         canvas: (H, W, 3) uint8; changed.
         text: ASCII.
         corner: x, y of the plate's lower left corner.
-        scale: of the font; 1 is 22 pixels high.
     """
-    (width, height), below = cv2.getTextSize(text, FONT, scale, 1)
+    scale = max(0.38, max(canvas.shape[:2]) / 2400)
+    thickness = max(1, round(1.5 * scale))
+    (width, height), below = cv2.getTextSize(text, FONT, scale, thickness)
     width, height = width + 6, height + below + 4
-    x = max(0, min(round(corner[0]), canvas.shape[1] - width))
-    y = max(height, min(round(corner[1]), canvas.shape[0]))
+    x = int(np.clip(corner[0], 0, max(0, canvas.shape[1] - width)))
+    y = int(np.clip(corner[1], height, max(height, canvas.shape[0])))
     plate = canvas[y - height : y, x : x + width]
     plate[:] = plate // 4
-    cv2.putText(canvas, text, (x + 3, y - below - 1), FONT, scale, WHITE, 1, cv2.LINE_AA)
+    place = x + 3, y - below - 1
+    cv2.putText(canvas, text, place, FONT, scale, WHITE, thickness, cv2.LINE_AA)
 
 
 def draw_keypoint_maps(
@@ -254,7 +258,8 @@ def draw_keypoint_maps(
             draws no panels.
 
     Returns:
-        (H, W, 3) BGR uint8, a new image; with panels it is higher, and no narrower than a panel.
+        (H, W, 3) BGR uint8, a new image. With panels a small picture is enlarged so that six fit
+        into a row, and the width is a multiple of theirs.
 
     Raises:
         ValueError: the image or the maps have another form, or as many names as maps there are
@@ -269,24 +274,23 @@ def draw_keypoint_maps(
     light = (maps / np.maximum(peaks, 1e-12)[:, None, None]).astype(np.float32)
     grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
     frame = (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
+    columns = max(MIN_COLUMNS, image.shape[1] // PANEL_WIDTH)
+    width = image.shape[1]
+    if panels_of is not None:
+        width = max(width, MIN_COLUMNS * PANEL_WIDTH) // columns * columns
     # Enlarging is linear: the sum of all maps in their hues is enlarged, not each of them.
-    picture = _lit(grey, np.einsum("khw,kc->hwc", light, hues), cell, frame, image.shape[1])
+    picture = _lit(grey, np.einsum("khw,kc->hwc", light, hues), cell, frame, width)
     if panels_of is None:
         return picture
-    columns = max(1, picture.shape[1] // PANEL_WIDTH)
-    width = picture.shape[1] // columns
     part = _with_margin(panels_of, frame)
     panels = []
     for one, hue, name, peak in zip(light, hues, names, peaks, strict=True):
-        panel = _lit(grey, one[..., None] * hue, cell, part, width)
-        write_text(panel, f"{name} {peak:.2f}", (0, 0), 0.38)
+        panel = _lit(grey, one[..., None] * hue, cell, part, width // columns)
+        _write(panel, f"{name} {peak:.2f}", (0, 0))
         panels.append(panel)
     panels += [np.zeros_like(panels[0])] * (-len(panels) % columns)
     rows = [np.hstack(panels[i : i + columns]) for i in range(0, len(panels), columns)]
-    grid = np.vstack(rows)
-    return np.vstack(
-        [picture, np.pad(grid, ((0, 0), (0, picture.shape[1] - grid.shape[1]), (0, 0)))]
-    )
+    return np.vstack([picture, *rows])
 
 
 def _hues(number: int) -> np.ndarray:

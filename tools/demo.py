@@ -19,7 +19,7 @@ probability. image_id is the number that is the file's name where all files have
 two the same, as COCO's do, else the place among the inputs, from 0; in a video that of the frame.
 
 A file that cannot be read is left out and listed at the end with the reason. Exit status: 0 all
-done, 1 nothing done, 2 wrong arguments, 3 some files left out, 130 interrupted by Ctrl-C, which
+done, 1 nothing done, 2 could not begin, 3 some files left out, 130 interrupted by Ctrl-C, which
 leaves whole files of all that was done. A webcam is ended by Ctrl-C or, in its window, q: 0.
 """
 
@@ -293,7 +293,10 @@ def frames_of(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
 
 
 class VideoFile:
-    """A VP9 WebM, which browsers play; whole as soon as the ``with`` block is left."""
+    """A VP9 WebM, which browsers play; whole as soon as the ``with`` block is left.
+
+    OpenCV writes even sizes only: of an odd one the last column or row is cut off.
+    """
 
     def __init__(self, path: Path, fps: float) -> None:
         self.path = path
@@ -324,21 +327,35 @@ class VideoFile:
             self.writer.release()
 
 
-def run_video(demo: Demo, source: str, path: Path, results: ResultsFile, batch_size: int) -> int:
+def run_video(
+    demo: Demo,
+    source: str,
+    capture: cv2.VideoCapture,
+    path: Path,
+    results: ResultsFile,
+    batch_size: int,
+) -> int:
     """Do the frames of a video, or of the webcam until the user ends it.
+
+    Args:
+        demo: predicts and draws.
+        source: name of the video, or ``WEBCAM``.
+        capture: the same, opened.
+        path: of the WebM to write.
+        results: where poses go.
+        batch_size: frames at once.
 
     Returns:
         How many frames were done.
 
     Raises:
-        ValueError: the video cannot be opened, or the other not be written.
+        ValueError: the WebM cannot be written.
     """
     is_webcam = source == WEBCAM
     shown = is_webcam and has_display()
     with contextlib.ExitStack() as stack:
         if is_webcam:  # there is no other end
             stack.enter_context(contextlib.suppress(KeyboardInterrupt))
-        capture = stack.enter_context(video_reader(source))
         fps = capture.get(cv2.CAP_PROP_FPS)
         total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         # Devices and damaged files say 0, less or NaN.
@@ -455,8 +472,9 @@ def run(args: argparse.Namespace) -> int:
         if path.absolute() == Path(source).absolute():
             raise ValueError(f"{path} would be overwritten while it is read")
         demo = Demo(make_config(args), args.score_threshold)
-        with ResultsFile(args.output / "results.json") as results:
-            frames = run_video(demo, source, path, results, args.batch_size)
+        # The video first: a wrong name must not empty an earlier file of results.
+        with video_reader(source) as video, ResultsFile(args.output / "results.json") as results:
+            frames = run_video(demo, source, video, path, results, args.batch_size)
         reasons = {} if frames else {source: "no frame could be read"}
         return report(frames, reasons, results, "frames")
     jobs = make_jobs(*find_images(args.input, args.output), args.output)
