@@ -449,7 +449,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def report(done: int, left_out: dict[str, str], results: ResultsFile, unit: str) -> int:
     """Say what was done; returns the exit status."""
-    print(f"{done} {unit}, {results.num_poses} poses: {results.path}")
+    print(f"{unit}: {done}, poses: {results.num_poses}, see {results.path}")
     if left_out:
         print(f"left out {len(left_out)}:", file=sys.stderr)
     for name, reason in left_out.items():
