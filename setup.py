@@ -18,6 +18,7 @@ setup(
         "pycocotools>=2.0.2",
         "numpy",
         "opencv-python",
+        "pillow",
         "tqdm",
         "matplotlib",
         "tensorboard",

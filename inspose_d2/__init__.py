@@ -5,10 +5,12 @@ from .config import add_inspose_config, get_cfg, list_configs
 from .config_files import ConfigError
 from .data import register_coco_test_dev, register_synthetic_people
 from .inspose import InsPose
+from .predictor import InsPosePredictor
 
 __all__ = [
     "ConfigError",
     "InsPose",
+    "InsPosePredictor",
     "add_inspose_config",
     "build_inspose_resnet_fpn_backbone",
     "get_cfg",

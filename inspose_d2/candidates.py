@@ -1,12 +1,15 @@
 """Candidates: the locations whose KP-Nets are run, chosen by labels or by scores."""
 
 import itertools
+import logging
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .geometry import Locations
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -45,6 +48,9 @@ def select_by_score(
 ) -> Candidates:
     """Choose the locations that may be persons (sec. 3.4).
 
+    Scores that are not a number are passed over, and a warning counts them: a model whose weights
+    are damaged would find nobody without a word.
+
     Args:
         locations: the L locations that all images of the batch share.
         scores: (B, L) person probabilities.
@@ -55,8 +61,19 @@ def select_by_score(
         The candidates, best first in each image.
     """
     best = scores.topk(min(topk, scores.shape[1]), dim=1)
-    counts = (best.values > threshold).sum(dim=1).tolist()  # all that the host needs to know
-    chosen = [row[:count] for row, count in zip(best.indices, counts, strict=True)]
+    # All that the host needs to know, at once. What is no number comes first in topk.
+    numbers = torch.stack([best.values > threshold, best.values.isnan()]).sum(dim=2)
+    counts, nans = numbers.tolist()
+    if any(nans):
+        logger.warning(
+            "at least %d person scores of %d images are not a number: are the weights, or the "
+            "images, damaged?",
+            sum(nans),
+            len(nans) - nans.count(0),
+        )
+    chosen = [
+        row[nan : nan + count] for row, nan, count in zip(best.indices, nans, counts, strict=True)
+    ]
     image = torch.cat([torch.full_like(own, number) for number, own in enumerate(chosen)])
     index = torch.cat(chosen)
     return Candidates(image, index, locations.points[index], locations.strides[index], counts)

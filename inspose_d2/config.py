@@ -56,6 +56,10 @@ def add_inspose_config(cfg: CN) -> None:
     # File of these weights as timm publishes them (model.safetensors, .bin or .pth); "" downloads.
     cfg.MODEL.TIMM.WEIGHTS = ""
 
+    # Images of more pixels are refused before they are decoded, for a file of some kilobytes may
+    # fill the memory. The default is where Pillow begins to warn; at twice this it refuses too.
+    cfg.INPUT.MAX_PIXELS = 89478485
+
     cfg.MODEL.INSPOSE = CN()
 
     # Pyramid levels that predict persons, finest first (sec. 3.1: P3 to P7).

@@ -260,7 +260,12 @@ class InsPose(nn.Module):
         )
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalize the images and pad them to one size."""
+        """Normalize the images and pad them to one size.
+
+        Raises:
+            ValueError: there is no image, or one that is empty or has other channels.
+        """
+        _check_images(batched_inputs, num_channels=len(self.pixel_mean))
         images = [move_device_like(x["image"], self.pixel_mean) for x in batched_inputs]
         images = [(x - self.pixel_mean) / self.pixel_std for x in images]
         return ImageList.from_tensors(
@@ -407,6 +412,24 @@ class InsPose(nn.Module):
             max_poses=self.max_poses,
             locations=locations,
         )
+
+
+def _check_images(batched_inputs: list[dict[str, Any]], num_channels: int) -> None:
+    """Refuse what is no batch of images, by types and shapes alone: values would cost a wait."""
+    if len(batched_inputs) == 0:
+        raise ValueError("the batch is empty: expected a list of dicts with an 'image' each")
+    for number, inputs in enumerate(batched_inputs):
+        image = inputs.get("image") if isinstance(inputs, dict) else inputs
+        if not isinstance(image, Tensor) or not isinstance(inputs, dict):
+            raise ValueError(
+                f"input {number} of the batch must be a dict with a tensor 'image', "
+                f"got {type(image).__name__}"
+            )
+        if image.dim() != 3 or image.shape[0] != num_channels or image.numel() == 0:
+            raise ValueError(
+                f"'image' of input {number} of the batch must be ({num_channels}, H, W), not "
+                f"empty, one channel per value of MODEL.PIXEL_MEAN; got {tuple(image.shape)}"
+            )
 
 
 def _check_map_stride(map_stride: int, feature_stride: int, size_divisibility: int) -> None:

@@ -3,16 +3,18 @@
 The paper says "multi-scale" and no more; how poses of several views are merged is ours.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data.detection_utils import create_keypoint_hflip_indices
-from detectron2.data.transforms import HFlipTransform
-from detectron2.modeling.test_time_augmentation import DatasetMapperTTA
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+
+from .data.images import ResizeShortestEdge
 
 # Distance of two keypoints, as a part of sqrt(area of the person's box), at which their similarity
 # is exp(-1/2): that of the eyes in COCO's OKS, the strictest. It makes averages reject outliers.
@@ -37,7 +39,9 @@ class InsPoseWithTTA(nn.Module):
         if not cfg.TEST.AUG.MIN_SIZES:
             raise ValueError("TEST.AUG.MIN_SIZES is empty: give the shorter side of each view")
         self.model = model
-        self.make_views = DatasetMapperTTA(cfg)
+        self.sizes = cfg.TEST.AUG.MIN_SIZES
+        self.max_size = cfg.TEST.AUG.MAX_SIZE
+        self.flip = cfg.TEST.AUG.FLIP
         self.flip_indices = _flip_indices(cfg) if cfg.TEST.AUG.FLIP else []
         self.max_poses = cfg.TEST.DETECTIONS_PER_IMAGE
 
@@ -59,14 +63,22 @@ class InsPoseWithTTA(nn.Module):
         image = inputs["image"].cpu().round().clamp(0, 255).byte()
         height, width = inputs.get("height", image.shape[1]), inputs.get("width", image.shape[2])
         poses = []
-        for view in self.make_views({"image": image, "height": height, "width": width}):
-            transforms = view.pop("transforms").transforms
+        for view, is_flipped in self._views_of_image(image):
             # The model itself scales the poses of a view to height and width.
-            own = self.model([view])[0]["instances"]
-            if any(isinstance(transform, HFlipTransform) for transform in transforms):
-                own = flip_poses(own, self.flip_indices)
-            poses.append(own)
+            own = self.model([{"image": view, "height": height, "width": width}])[0]["instances"]
+            poses.append(flip_poses(own, self.flip_indices) if is_flipped else own)
         return merge_poses(poses, self.max_poses)
+
+    def _views_of_image(self, image: Tensor) -> Iterator[tuple[Tensor, bool]]:
+        """Make the views of an image (C, H, W) of uint8, and say which are mirrored."""
+        pixels = image.permute(1, 2, 0).numpy()
+        for size in self.sizes:
+            transform = ResizeShortestEdge(size, self.max_size).get_transform(pixels)
+            resized = np.array(transform.apply_image(pixels).transpose(2, 0, 1), order="C")
+            view = torch.from_numpy(resized)
+            yield view, False
+            if self.flip:
+                yield view.flip(2), True
 
 
 def flip_poses(poses: Instances, flip_indices: list[int]) -> Instances:

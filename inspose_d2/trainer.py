@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_train_loader
+from detectron2.data import (
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.solver import get_default_optimizer_params
@@ -136,7 +141,9 @@ class Trainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Check the annotations that poses will be scored by, load the images."""
         cls.check_dataset(cfg, dataset_name, evaluation=True)
-        return super().build_test_loader(cfg, dataset_name)
+        is_inspose = cfg.MODEL.META_ARCHITECTURE == "InsPose"
+        mapper = (InsPoseDatasetMapper if is_inspose else DatasetMapper)(cfg, is_train=False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @staticmethod
     def check_dataset(cfg: CfgNode, name: str, *, evaluation: bool = False) -> None:

@@ -26,10 +26,11 @@ SIZE = (60, 80)  # of the pictures, (H, W)
 class MadeUpPredictor:
     """One pose at the place of the brightest pixel, and one of a low score."""
 
-    def __init__(self, cfg: CfgNode) -> None:
-        self.cfg = cfg
+    def __init__(self, cfg: CfgNode, device: str) -> None:
+        pass
 
-    def __call__(self, images: list[np.ndarray]) -> list[dict[str, Instances]]:
+    def __call__(self, images: list[np.ndarray], batch_size: int) -> list[dict[str, Instances]]:
+        assert len(images) <= batch_size
         return [{"instances": self.poses(image)} for image in images]
 
     def poses(self, image: np.ndarray) -> Instances:
@@ -244,6 +245,8 @@ def test_video_keeps_frames_rate_and_size(
     assert [x.shape for x in frames] == [(*SIZE, 3)] * 6
     for i, frame in enumerate(frames):  # in their order
         assert frame[55, :, 1].argmax() // 8 == i
+        # With the pose at the first of the brightest pixels: the upper end of the bar.
+        assert not np.allclose(frame[1, 8 * i, :], 200, atol=30)
     assert [x["image_id"] for x in results(tmp_path / "out")] == list(range(6))
     assert {x["file_name"] for x in results(tmp_path / "out")} == {"walk.avi"}
 

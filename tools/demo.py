@@ -67,17 +67,20 @@ T = TypeVar("T")
 class Demo:
     """A model and how its poses are drawn."""
 
-    def __init__(self, cfg: CfgNode, score_threshold: float) -> None:
-        self.predictor = InsPosePredictor(cfg)
+    def __init__(self, cfg: CfgNode, score_threshold: float, batch_size: int) -> None:
+        self.predictor = InsPosePredictor(cfg, device=cfg.MODEL.DEVICE)
+        self.max_pixels = cfg.INPUT.MAX_PIXELS
         self.metadata = MetadataCatalog.get(next(iter(cfg.DATASETS.TEST), "__unused"))
         self.score_threshold = score_threshold
+        self.batch_size = batch_size
 
     def predict(self, images: list[np.ndarray]) -> list[Instances]:
         """Find the poses above the threshold in (H, W, 3) BGR images."""
         if not images:
             return []
-        found = [result["instances"].to("cpu") for result in self.predictor(images)]
-        return [poses[poses.scores >= self.score_threshold] for poses in found]
+        found = self.predictor(images, batch_size=self.batch_size)
+        poses = [result["instances"].to("cpu") for result in found]
+        return [x[x.scores >= self.score_threshold] for x in poses]
 
     def draw(self, image: np.ndarray, poses: Instances) -> np.ndarray:
         """Draw poses on a copy of the image."""
@@ -85,10 +88,10 @@ class Demo:
 
     def draw_kp_net(self, image: np.ndarray) -> np.ndarray:
         """Draw the keypoint maps of the best pose on a copy of the image."""
-        small = self.predictor.aug.get_transform(image).apply_image(image)
-        small = small[:, :, ::-1] if self.predictor.input_format == "RGB" else small
+        small = self.predictor.resize.get_transform(image).apply_image(image)
+        small = small[:, :, ::-1] if self.predictor.cfg.INPUT.FORMAT == "RGB" else small
         inputs = {
-            "image": torch.as_tensor(small.astype("float32").transpose(2, 0, 1)),
+            "image": torch.from_numpy(small.transpose(2, 0, 1).copy()),
             "height": image.shape[0],
             "width": image.shape[1],
         }
@@ -118,9 +121,7 @@ class ResultsFile:
     def add(self, poses: Instances, image_id: int, file_name: str) -> None:
         """Write the poses of an image."""
         copy = Instances(poses.image_size, **poses.get_fields())
-        copy.pred_keypoints = (
-            poses.pred_keypoints.clone()
-        )  # it is changed by instances_to_coco_json
+        copy.pred_keypoints = poses.pred_keypoints.clone()  # Detectron2 changes it
         for pose in instances_to_coco_json(copy, image_id):
             pose |= {"category_id": 1, "file_name": file_name}
             comma = "," if self.num_poses else ""
@@ -238,7 +239,7 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
 
 
 def run_images(
-    demo: Demo, jobs: Sequence[Job], results: ResultsFile, batch_size: int, kp_net_view: bool
+    demo: Demo, jobs: Sequence[Job], results: ResultsFile, kp_net_view: bool
 ) -> dict[str, str]:
     """Do all images.
 
@@ -247,12 +248,12 @@ def run_images(
     """
     left_out = {}
     with tqdm(total=len(jobs), unit="image") as bar:
-        for batch in batches(iter(jobs), batch_size):
+        for batch in batches(iter(jobs), demo.batch_size):
             images = {}
             for job in batch:
                 try:
-                    images[job] = read_image(job.source, "BGR")
-                except (ImageError, OSError) as error:
+                    images[job] = read_image(job.source, "BGR", demo.max_pixels)
+                except ImageError as error:
                     left_out[str(job.source)] = str(error)
             found = demo.predict(list(images.values()))
             for (job, image), poses in zip(images.items(), found, strict=True):
@@ -333,7 +334,6 @@ def run_video(
     capture: cv2.VideoCapture,
     path: Path,
     results: ResultsFile,
-    batch_size: int,
 ) -> int:
     """Do the frames of a video, or of the webcam until the user ends it.
 
@@ -343,7 +343,6 @@ def run_video(
         capture: the same, opened.
         path: of the WebM to write.
         results: where poses go.
-        batch_size: frames at once.
 
     Returns:
         How many frames were done.
@@ -361,7 +360,7 @@ def run_video(
         # Devices and damaged files say 0, less or NaN.
         video = stack.enter_context(VideoFile(path, fps if 0 < fps < 1000 else 30.0))
         bar = stack.enter_context(tqdm(total=total if total > 0 else None, unit="frame"))
-        for frames in batches(frames_of(capture), batch_size):
+        for frames in batches(frames_of(capture), demo.batch_size):
             for frame, poses in zip(frames, demo.predict(frames), strict=True):
                 picture = demo.draw(frame, poses)
                 results.add(poses, video.num_frames, Path(source).name)
@@ -427,7 +426,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--batch-size",
         type=int,
         default=1,
-        help="images at once (1); smaller ones are padded, which changes their poses a little",
+        help="images that are read at once (1); those of one size go through the model together",
     )
     parser.add_argument("--kp-net-view", action="store_true", help="draw keypoint maps too")
     parser.add_argument("--video-out", type=Path, help="the video's WebM, elsewhere")
@@ -471,16 +470,16 @@ def run(args: argparse.Namespace) -> int:
         path = args.video_out or args.output / "poses" / f"{name}.webm"
         if path.absolute() == Path(source).absolute():
             raise ValueError(f"{path} would be overwritten while it is read")
-        demo = Demo(make_config(args), args.score_threshold)
+        demo = Demo(make_config(args), args.score_threshold, args.batch_size)
         # The video first: a wrong name must not empty an earlier file of results.
         with video_reader(source) as video, ResultsFile(args.output / "results.json") as results:
-            frames = run_video(demo, source, video, path, results, args.batch_size)
+            frames = run_video(demo, source, video, path, results)
         reasons = {} if frames else {source: "no frame could be read"}
         return report(frames, reasons, results, "frames")
     jobs = make_jobs(*find_images(args.input, args.output), args.output)
-    demo = Demo(make_config(args), args.score_threshold)
+    demo = Demo(make_config(args), args.score_threshold, args.batch_size)
     with ResultsFile(folder_of(args.output) / "results.json") as results:
-        left_out = run_images(demo, jobs, results, args.batch_size, args.kp_net_view)
+        left_out = run_images(demo, jobs, results, args.kp_net_view)
     return report(len(jobs) - len(left_out), left_out, results, "images")
 
 

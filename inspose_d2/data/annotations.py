@@ -235,7 +235,11 @@ def _image_checker(image_root: str | None) -> Callable[[dict[str, Any]], Iterato
 
 
 def _leaves_folder(name: str) -> bool:
-    """Whether a file name is not surely that of a file below the folder it is joined to."""
+    """Whether a file name is not surely that of a file below the folder it is joined to.
+
+    Only the name counts: whoever makes a symbolic link in the folder of images, or to it, may let
+    it lead where the images are.
+    """
     path = posixpath.normpath(name.replace("\\", "/"))
     return (
         path in (".", "..") or path.startswith(("/", "../")) or ntpath.isabs(path) or "\0" in path

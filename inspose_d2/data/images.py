@@ -1,0 +1,175 @@
+"""From an image, in a file or decoded, to the pixels that the network is given.
+
+Every image of the project that is trained on, evaluated or predicted from a file is read here.
+"""
+
+import io
+import os
+from typing import Any
+
+import cv2
+import numpy as np
+from detectron2.data import transforms as T
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+
+ORIENTATION = 274  # of the EXIF tags: how the camera was held
+
+
+class ImageError(ValueError):
+    """An image that cannot be read, or must not be; the message says which and why."""
+
+
+def read_image(path: str | os.PathLike[str], format: str, max_pixels: int) -> np.ndarray:
+    """Read an image file as 8-bit colours, upright.
+
+    Grey, palette, CMYK and the like become colours; alpha is dropped, as Detectron2 and OpenCV do;
+    16-bit values v become v / 257, rounded; the orientation in the EXIF data is applied; of an
+    animation the first picture is read.
+
+    Args:
+        path: of the file, as Detectron2's `PathManager` understands it.
+        format: order of the channels, "BGR" or "RGB" (``INPUT.FORMAT``).
+        max_pixels: images of more are refused before they are decoded (``INPUT.MAX_PIXELS``).
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        ImageError: the file is missing, no image, damaged, too large, or has float or 32-bit
+            values; the message names the path.
+    """
+    path = os.fspath(path)
+    try:
+        with PathManager.open(path, "rb") as file:
+            data = file.read()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"{path}: cannot be read: {reason}") from error
+    if not data:
+        raise ImageError(f"{path}: the file is empty; copy or download it anew")
+    try:
+        image = Image.open(io.BytesIO(data))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{path}: {error} Make the image smaller") from error
+    except Exception as error:
+        raise ImageError(
+            f"{path}: no image that Pillow knows, or its beginning is damaged; does another "
+            "program open it?"
+        ) from error
+    with image:
+        try:
+            return to_array(image, format, max_pixels, data)
+        except ImageError as error:
+            raise ImageError(f"{path}: {error}") from error.__cause__
+
+
+def to_array(
+    image: Image.Image,
+    format: str,
+    max_pixels: int,
+    data: bytes | None = None,
+) -> np.ndarray:
+    """Turn a Pillow image into what :func:`read_image` makes of its file.
+
+    Args:
+        image: not changed; decoded, if it is not yet.
+        format: see :func:`read_image`.
+        max_pixels: the same.
+        data: the file's content; Pillow keeps but 8 bits of 16-bit colours.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        ImageError: it is damaged, too large, or has float or 32-bit values.
+    """
+    if format not in ("BGR", "RGB"):
+        raise ValueError(f"INPUT.FORMAT must be 'BGR' or 'RGB', got {format!r}")
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{width} x {height} pixels are more than INPUT.MAX_PIXELS {max_pixels}; make the "
+            "image smaller, or raise the limit if it can be trusted"
+        )
+    if width * height == 0:
+        raise ImageError(f"{width} x {height}: the image has no pixels")
+    # Pillow forgets both when it decodes.
+    has_16_bit_colours = image.format in ("PNG", "TIFF") and _is_16_bit_colour(image)
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # noqa: BLE001  damaged EXIF data, of which the pixels know nothing
+        orientation = 1
+    try:
+        image.load()  # finds damage, which OpenCV would paint over
+        pixels = _decode_16_bits(data) if data and has_16_bit_colours else _to_rgb(image)
+    except ImageError:
+        raise
+    except Exception as error:
+        reason = error or type(error).__name__
+        raise ImageError(
+            f"damaged, or cut off: {reason}; copy or download the image anew"
+        ) from error
+    pixels = _upright(pixels, orientation)
+    return cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if format == "BGR" else pixels.copy()
+
+
+def _is_16_bit_colour(image: Image.Image) -> bool:
+    """Whether an image that is not decoded yet has 16 bits in each of several channels."""
+    tiles: list[Any] = getattr(image, "tile", [])
+    return image.mode[0] in "RL" and any(";16" in str(tile[3]) for tile in tiles)
+
+
+def _decode_16_bits(data: bytes) -> np.ndarray:
+    """Decode 16-bit colours to 8-bit RGB (H, W, 3); alpha is dropped."""
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if pixels is None:
+        raise ImageError("OpenCV cannot decode these 16-bit colours; save it with 8 bits")
+    return _to_8_bits(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    """Convert a decoded image to 8-bit RGB (H, W, 3)."""
+    # Mode I is 32 bits wide; Pillow before 11.3 gives it to 16-bit PNG, and still to 16-bit PGM.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return np.repeat(_to_8_bits(np.asarray(image))[:, :, None], 3, axis=2)
+    if image.mode in ("F", "I"):
+        values = "float" if image.mode[0] == "F" else "32-bit"
+        raise ImageError(
+            f"mode {image.mode!r}, {values} values, whose range is unknown; scale them to 0..255 "
+            "and save them with 8 bits"
+        )
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")  # Pillow warns where transparency is lost on the way
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Scale 16-bit values to uint8: 65535 = 257 * 255."""
+    return ((values.astype(np.int32) + 128) // 257).astype(np.uint8)
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Undo how the camera was held: EXIF orientation 1 to 8, anything else is 1."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+class ResizeShortestEdge(T.ResizeShortestEdge):
+    """Detectron2's augmentation, whose sides here have a pixel at least.
+
+    It rounds the shorter side of an image of 1 x 5000 to 0, which nothing can be resized to.
+    """
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Choose a size for an image (H, W, 3)."""
+        transform = super().get_transform(image)
+        if isinstance(transform, T.ResizeTransform):
+            transform.new_h, transform.new_w = max(transform.new_h, 1), max(transform.new_w, 1)
+        return transform
