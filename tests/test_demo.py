@@ -33,7 +33,8 @@ class MadeUpPredictor:
         assert len(images) <= batch_size
         return [{"instances": self.poses(image)} for image in images]
 
-    def poses(self, image: np.ndarray) -> Instances:
+    @staticmethod
+    def poses(image: np.ndarray) -> Instances:
         row, column = np.unravel_index(image[..., 0].argmax(), image.shape[:2])
         keypoints = torch.full((2, 17, 3), 0.5)
         keypoints[..., :2] += torch.tensor([float(column), float(row)])
@@ -51,9 +52,10 @@ def tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
     """Run the tool in this process, in ``tmp_path``, with the made-up predictor."""
     monkeypatch.setattr(demo, "InsPosePredictor", MadeUpPredictor)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.pth").touch()
 
     def run(*arguments: Any) -> int:
-        model = ["--config-file", demo.DEFAULT_CONFIG, "--weights", "none.pth"]
+        model = ["--config-file", demo.DEFAULT_CONFIG, "--weights", "w.pth"]
         return demo.main([str(x) for x in (*arguments, *model)])
 
     return run
@@ -229,6 +231,23 @@ def test_config_without_weights_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(demo, "DEFAULT_WEIGHTS", tmp_path / "w.pth")
     with pytest.raises(ValueError, match=r"no weights: .*w\.pth.* `make demo`"):
         demo.make_config(demo.parse(["--input", "a", "--output", "o"]))
+
+
+def test_weights_that_are_not_there_are_refused() -> None:
+    config = ["--config-file", str(demo.DEFAULT_CONFIG), "--weights", "missing.pth"]
+    with pytest.raises(ValueError, match=r"'missing.pth' is no file"):
+        demo.make_config(demo.parse(["--input", "a", "--output", "o", *config]))
+
+
+def test_writing_results_leaves_the_poses_as_they_are(tmp_path: Path) -> None:
+    poses = MadeUpPredictor.poses(np.zeros((*SIZE, 3), np.uint8))
+    before = poses.pred_keypoints.clone()
+    with demo.ResultsFile(tmp_path / "results.json") as file:
+        file.add(poses, 0, "a")
+        file.add(poses, 1, "a")
+    assert torch.equal(poses.pred_keypoints, before)
+    first, _, third, _ = results(tmp_path)
+    assert first["keypoints"] == third["keypoints"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])

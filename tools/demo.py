@@ -394,15 +394,17 @@ def make_config(args: argparse.Namespace) -> CfgNode:
     if weights is None and "MODEL.WEIGHTS" not in args.opts:
         if args.config_file is not None:
             raise ValueError("--config-file needs --weights, the checkpoint to use")
-        weights = DEFAULT_WEIGHTS
-        if not weights.is_file():
+        weights = str(DEFAULT_WEIGHTS)
+        if not DEFAULT_WEIGHTS.is_file():
             raise ValueError(
                 f"no weights: there is no {weights} yet. Run `make demo`, which trains them, or "
                 "give --config-file and --weights"
             )
     cfg = get_cfg(args.config_file or DEFAULT_CONFIG, args.opts)
     if weights is not None:
-        cfg.MODEL.WEIGHTS = str(weights)
+        cfg.MODEL.WEIGHTS = weights
+    if "://" not in cfg.MODEL.WEIGHTS and not Path(cfg.MODEL.WEIGHTS).is_file():
+        raise ValueError(f"no weights: {cfg.MODEL.WEIGHTS!r} is no file")
     return cfg
 
 
@@ -418,7 +420,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--output", type=Path, required=True, help="folder, or the picture of a single image"
     )
     parser.add_argument("--config-file", help="file or name; by default the model of `make demo`")
-    parser.add_argument("--weights", type=Path, help="checkpoint of that config")
+    parser.add_argument("--weights", help="checkpoint of that config")
     parser.add_argument(
         "--score-threshold", type=float, default=0.4, help="poses below are left out (0.4)"
     )
