@@ -474,10 +474,11 @@ def read(path: Path, image_root: Path) -> None:
             image_format="BGR",
             use_keypoint=True,
             keypoint_hflip_indices=np.arange(17),
+            max_pixels=10_000,
         )
         for record in records:
             if (record["height"], record["width"]) != (32, 48):
-                with pytest.raises(SizeMismatchError, match="Mismatched image shape"):
+                with pytest.raises(SizeMismatchError, match="the annotations say"):
                     mapper(record)
                 continue
             instances = mapper(record)["instances"]
@@ -487,3 +488,21 @@ def read(path: Path, image_root: Path) -> None:
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
+
+
+@pytest.mark.fault
+def test_keypoints_outside_the_image_are_counted() -> None:
+    def person(*points: tuple[float, float, int]) -> dict[str, Any]:
+        box = [1, 1, 10, 10]
+        flat = [x for point in points for x in point] + [0] * (51 - 3 * len(points))
+        return {"image_id": 1, "category_id": 1, "bbox": box, "keypoints": flat}
+
+    coco = {
+        "images": [{"id": 1, "width": 48, "height": 32}],
+        # Pixels are counted from their centres: 47.5 is the right border.
+        "annotations": [person((47.5, 31.5, 2), (-0.5, 0, 1), (-9, -9, 0))],
+    }
+    assert not [line for line in validate.summarize(coco) if "outside" in line]
+    coco["annotations"] += [person((48, 5, 2), (5, -1, 1), (5, 5, 2)), person((5, 99, 2))]
+    lines = [line for line in validate.summarize(coco) if "outside" in line]
+    assert lines == ["keypoints outside their image: 3: they count as not labelled"]

@@ -82,3 +82,17 @@ def test_selection_equals_sorting(scores: list[int], threshold: int, topk: int) 
     best = sorted((s for s in scores if s > threshold), reverse=True)[:topk]
     candidates = select_by_score(two_levels(), torch.tensor([scores]).float(), threshold, topk)
     assert candidates.index.tolist() == [scores.index(s) for s in best]
+
+
+def test_scores_that_are_not_a_number_are_passed_over_and_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    nan = float("nan")
+    scores = six_scores([0.9, nan, 0.7, nan], [0.8, 0.1], [nan] * 6)
+    candidates = select_by_score(two_levels(), scores, 0.5, 6)
+    assert candidates.counts == [2, 1, 0]
+    assert candidates.index.tolist() == [0, 2, 0]
+    [message] = caplog.messages
+    assert "at least 8 person scores of 2 images are not a number" in message
+    select_by_score(two_levels(), scores[1:2], 0.5, 6)
+    assert len(caplog.messages) == 1

@@ -7,13 +7,18 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
+from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
+from detectron2.utils.events import EventStorage
 from PIL import Image
 from torch import Tensor
 
 from inspose_d2 import target_generator
 from inspose_d2.data.dataset_mapper import InsPoseDatasetMapper
+from inspose_d2.data.images import ImageError
 
 HEIGHT, WIDTH = 48, 96
 # COCO's order: nose, then left and right of eyes, ears, shoulders and so on.
@@ -184,3 +189,91 @@ def test_evaluation_needs_no_annotations(cfg: CfgNode, image_file: str) -> None:
     mapped = InsPoseDatasetMapper(cfg, is_train=False)(make_dict(image_file, make_person()))
     assert "annotations" not in mapped
     assert "instances" not in mapped
+
+
+def test_peer_of_the_mapper_reads_the_same(cfg: CfgNode, image_file: str) -> None:
+    for is_train in (True, False):
+        expected = DatasetMapper(cfg, is_train=is_train)(make_dict(image_file, make_person()))
+        mapped = InsPoseDatasetMapper(cfg, is_train=is_train)(make_dict(image_file, make_person()))
+        assert mapped.keys() == expected.keys()
+        assert mapped["image"].equal(expected["image"])
+        assert mapped["image"].dtype == torch.uint8
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("is_train", [True, False])
+def test_image_that_cannot_be_read_is_named_with_its_id(
+    cfg: CfgNode, tmp_path: Path, is_train: bool
+) -> None:
+    mapper = InsPoseDatasetMapper(cfg, is_train)
+    path = tmp_path / "image.jpg"
+    for content in (None, b"", b"no image"):
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(ImageError, match=rf"image id 1, {path}: "):
+            mapper(make_dict(str(path)))
+    cfg.INPUT.MAX_PIXELS = HEIGHT * WIDTH - 1
+    Image.new("RGB", (WIDTH, HEIGHT)).save(path)
+    mapper(make_dict(str(path)))
+    with pytest.raises(ImageError, match=r"image id 1, .* INPUT\.MAX_PIXELS 4607"):
+        InsPoseDatasetMapper(cfg, is_train)(make_dict(str(path)))
+
+
+@pytest.mark.fault
+def test_exif_rotated_image_has_the_keypoints_of_the_upright_one(
+    cfg: CfgNode, image_file: str, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[274] = 8
+    turned = str(tmp_path / "turned.png")
+    with Image.open(image_file) as image:
+        image.transpose(Image.Transpose.ROTATE_270).save(turned, exif=exif)
+    mapper = InsPoseDatasetMapper(cfg)
+    expected = mapper(make_dict(image_file, make_person()))
+    mapped = mapper(make_dict(turned, make_person()))
+    assert mapped["image"].equal(expected["image"])
+    assert keypoints_of(mapped).equal(keypoints_of(expected))
+    # A json that has the size of the stored image: where its keypoints are, nobody knows.
+    stored = {**make_dict(turned, make_person()), "height": WIDTH, "width": HEIGHT}
+    message = r"image id 1, .*turned\.png: the image is 96 x 48 .* say 48 x 96; .*EXIF orientation"
+    with pytest.raises(SizeMismatchError, match=message):
+        mapper(stored)
+
+
+@pytest.mark.fault
+def test_image_of_another_size_than_the_annotations_say_is_named(
+    cfg: CfgNode, image_file: str
+) -> None:
+    wrong = {**make_dict(image_file, make_person()), "width": WIDTH + 1}
+    message = r"image\.png: the image is 96 x 48 .* the annotations say 97 x 48; put the annotated"
+    with pytest.raises(SizeMismatchError, match=message):
+        InsPoseDatasetMapper(cfg)(wrong)
+    unsaid = make_dict(image_file)
+    del unsaid["height"], unsaid["width"]
+    mapped = InsPoseDatasetMapper(cfg)(unsaid)
+    assert (mapped["height"], mapped["width"]) == (HEIGHT, WIDTH)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
+def test_thin_image_is_trained_on(
+    tiny_cfg: Callable[..., CfgNode], tmp_path: Path, size: tuple[int, int]
+) -> None:
+    height, width = size
+    path = str(tmp_path / "thin.png")
+    Image.new("RGB", (width, height)).save(path)
+    cfg = tiny_cfg(**{"DATASETS.TRAIN": ("keypoints_coco_2017_val",)})
+    keypoints = [0.5 * width, 0.5 * height, 2.0] * 17
+    person = make_person(bbox=[0.0, 0.0, width, height], keypoints=keypoints)
+    inputs = {**make_dict(path, person), "height": height, "width": width}
+    mapped = InsPoseDatasetMapper(cfg)(inputs)
+    assert min(mapped["image"].shape) >= 1
+    assert len(mapped["instances"]) == 1
+    model = build_model(cfg)
+    with EventStorage():
+        losses = model([mapped])
+    assert all(loss.isfinite() for loss in losses.values())
+    for view in (cfg.INPUT.MIN_SIZE_TEST, 0):
+        cfg.INPUT.MIN_SIZE_TEST = view
+        mapped = InsPoseDatasetMapper(cfg, is_train=False)(make_dict(path) | inputs)
+        assert mapped["image"].shape[1:] == size if view == 0 else min(mapped["image"].shape) >= 1

@@ -58,8 +58,35 @@ def png_of(values: np.ndarray, colour: int) -> bytes:
     return png(width, height, zlib.compress(rows), bits=16, colour=colour)
 
 
+def tiff_of(values: np.ndarray, orientation: int) -> bytes:
+    """A TIFF file of RGB values (H, W, 3), by hand."""
+    height, width = values.shape[:2]
+    data = values.astype("<" + values.dtype.str[1:]).tobytes()
+    tags = {
+        256: width, 257: height, 258: 8, 259: 1, 262: 2, 273: 14, 274: orientation, 277: 3,
+        278: height, 279: len(data),
+    }  # fmt: skip
+    file = struct.pack("<2sHIHHH", b"II", 42, 14 + len(data), *[8 * values.itemsize] * 3) + data
+    file += struct.pack("<H", len(tags))
+    for tag, value in tags.items():
+        long = tag in (273, 279)
+        count = 3 if tag == 258 else 1  # bits of each channel, which stand at byte 8
+        file += struct.pack("<HHII", tag, 4 if long else 3, count, value)
+    return file + struct.pack("<I", 0)
+
+
 def in_8_bits(values: np.ndarray) -> np.ndarray:
     return np.rint(values / 257).astype(np.uint8)
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "png")
+    return file.getvalue()
+
+
+PNG = png_bytes(Image.fromarray(colours()))
+DEEP = png_of(colours(np.uint16), colour=2)
 
 
 @pytest.mark.parametrize("order", ["BGR", "RGB"])
@@ -149,7 +176,7 @@ def test_float_and_32_bit_images_are_refused_by_name(
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["jpg", "png", "deep png"])
+@pytest.mark.parametrize("kind", ["jpg", "png", "deep png", "tif", "deep tif"])
 def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, kind: str) -> None:
     upright = cv2.resize(np.arange(6, dtype=np.uint8).reshape(2, 3, 1) * 50, (48, 32))
     upright = np.dstack([upright, upright // 2, 255 - upright])
@@ -161,11 +188,9 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, kind: str
         4: upright[::-1],
         5: upright.transpose(1, 0, 2),
         6: np.rot90(upright, 1),
-        7: np.rot90(upright, 1)[:, ::-1].transpose(1, 0, 2)[::-1, ::-1].transpose(1, 0, 2)[::-1],
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
         8: np.rot90(upright, -1),
     }[orientation]
-    if orientation == 7:
-        stored = upright[::-1, ::-1].transpose(1, 0, 2)
     exif = Image.Exif()
     exif[274] = orientation
     path = tmp_path / f"turned.{kind[-3:]}"
@@ -173,19 +198,21 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, kind: str
         data = png_of(stored.astype(np.uint16) * 257, colour=2)
         tag = chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
         path.write_bytes(data[:33] + tag + data[33:])  # behind the header
+    elif kind[-3:] == "tif":
+        path.write_bytes(tiff_of(stored if kind == "tif" else stored * np.uint16(257), orientation))
     else:
         save(path, Image.fromarray(stored), exif=exif, quality=100)
     pixels = read(path)
     assert pixels.shape == upright.shape
     assert np.abs(pixels.astype(int) - upright).max() <= (8 if kind == "jpg" else 0)
-    if kind != "deep png":  # Detectron2 turns the same way
+    if kind in ("jpg", "png"):  # Detectron2 turns the same way (TIFF twice)
         assert np.array_equal(pixels, detection_utils.read_image(str(path), "RGB"))
 
 
 def test_damaged_exif_data_does_no_harm(tmp_path: Path) -> None:
-    exif = b"Exif\0\0MM\0*\xff\xff\xff\xff"
-    path = save(tmp_path / "image.jpg", Image.fromarray(colours()), exif=exif)
-    assert read(path).shape == (*SIZE, 3)
+    path = tmp_path / "image.png"
+    path.write_bytes(PNG[:33] + chunk(b"eXIf", b"MM\0*\xff\xff") + PNG[33:])
+    assert np.array_equal(read(path), colours())
 
 
 @pytest.mark.parametrize("side", [13_000, 9_500, 20_000])
@@ -209,16 +236,6 @@ def test_limit_of_pixels_is_the_last_that_is_read(tmp_path: Path) -> None:
         read_image(path, "BGR", 239)
 
 
-def png_bytes(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "png")
-    return file.getvalue()
-
-
-PNG = png_bytes(Image.fromarray(colours()))
-DEEP = png_of(colours(np.uint16), colour=2)
-
-
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -227,7 +244,7 @@ DEEP = png_of(colours(np.uint16), colour=2)
         (b"not an image", "no image that Pillow knows"),
         (PNG[:20], "no image that Pillow knows"),
         (PNG[:-100], "damaged, or cut off"),
-        (PNG[:300] + b"\xff" * 40 + PNG[340:], "damaged, or cut off"),
+        (PNG[:41] + b"\xff" * 40 + PNG[81:], "damaged, or cut off"),
         (DEEP[:-300], "damaged, or cut off"),  # OpenCV would fill in the rest
         (DEEP[:300] + b"\xff" * 40 + DEEP[340:], "damaged, or cut off"),
     ],
@@ -240,6 +257,15 @@ def test_bad_file_is_refused_with_path_and_reason(
         path.write_bytes(content)
     with pytest.raises(ImageError, match=rf"{path}.*{reason}"):
         read(path)
+
+
+def test_16_bit_colours_that_opencv_does_not_know_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deep.png").write_bytes(DEEP)
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: None)
+    with pytest.raises(ImageError, match=r"deep\.png.*OpenCV does not know; save it with 8 bits"):
+        read(tmp_path / "deep.png")
 
 
 def test_jpeg_that_is_cut_off_is_refused(tmp_path: Path) -> None:

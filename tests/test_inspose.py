@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
@@ -350,3 +351,23 @@ def test_one_image_is_learned_by_heart(tiny_cfg: Make, make_instances: Make, str
     assert error.median() < max(stride, 8) / 8
     ious = pairwise_iou(poses.pred_boxes[order], Boxes(boxes[true_order])).diagonal()
     assert ious.min() > 0.85
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ([], "the batch is empty"),
+        ([{}], "input 0 of the batch must be a dict with a tensor 'image', got NoneType"),
+        ([torch.zeros(3, 8, 8)], "must be a dict with a tensor 'image', got Tensor"),
+        ([{"image": np.zeros((3, 8, 8))}], "got ndarray"),
+        ([{"image": torch.zeros(8, 8)}], r"must be \(3, H, W\).*got \(8, 8\)"),
+        ([{"image": torch.zeros(4, 8, 8)}], r"MODEL\.PIXEL_MEAN; got \(4, 8, 8\)"),
+        ([{"image": torch.zeros(1, 8, 8)}], r"got \(1, 8, 8\)"),
+        ([{"image": torch.zeros(3, 0, 8)}], r"not empty.*got \(3, 0, 8\)"),
+        ([{"image": image_of((8, 8))}, {"image": torch.zeros(8, 8, 3)}], "'image' of input 1"),
+    ],
+)
+def test_what_is_no_batch_of_images_is_refused(model: InsPose, batch: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model.eval()(batch)

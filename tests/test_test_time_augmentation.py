@@ -337,3 +337,16 @@ def test_flip_map_that_is_missing_is_named(tiny_cfg: Callable[..., CfgNode]) -> 
 def test_views_without_sizes_are_refused(tiny_cfg: Callable[..., CfgNode]) -> None:
     with pytest.raises(ValueError, match=r"TEST\.AUG\.MIN_SIZES"):
         InsPoseWithTTA(tiny_cfg(["TEST.AUG.MIN_SIZES", ()]), nn.Identity())
+
+
+@pytest.mark.fault
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1)])
+def test_thin_image_has_views(
+    model_and_cfg: tuple[nn.Module, CfgNode], size: tuple[int, int]
+) -> None:
+    model, cfg = model_and_cfg
+    tta = with_tta(cfg, model, (64, 72), flip=True)
+    poses = tta([{"image": torch.full((3, *size), 200.0)}])[0]["instances"]
+    assert poses.image_size == size
+    assert poses.pred_keypoints.isfinite().all()

@@ -94,14 +94,12 @@ def to_array(
         )
     if width * height == 0:
         raise ImageError(f"{width} x {height}: the image has no pixels")
-    # Pillow forgets both when it decodes.
+    # Pillow forgets it when it decodes.
     has_16_bit_colours = image.format in ("PNG", "TIFF") and _is_16_bit_colour(image)
     try:
-        orientation = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # noqa: BLE001  damaged EXIF data, of which the pixels know nothing
-        orientation = 1
-    try:
-        image.load()  # finds damage, which OpenCV would paint over
+        # Before the EXIF data, for which Pillow decodes some formats; a second time it does not
+        # say what is wrong. Also before OpenCV, which paints over what is damaged.
+        image.load()
         pixels = _decode_16_bits(data) if data and has_16_bit_colours else _to_rgb(image)
     except ImageError:
         raise
@@ -110,8 +108,16 @@ def to_array(
         raise ImageError(
             f"damaged, or cut off: {reason}; copy or download the image anew"
         ) from error
-    pixels = _upright(pixels, orientation)
+    pixels = _upright(pixels, _orientation(image))
     return cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if format == "BGR" else pixels.copy()
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the camera was held, 1 to 8; 1 of a TIFF file, which Pillow and OpenCV turn already."""
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # noqa: BLE001  the EXIF data is damaged, the pixels are not
+        return 1
 
 
 def _is_16_bit_colour(image: Image.Image) -> bool:
@@ -125,7 +131,9 @@ def _decode_16_bits(data: bytes) -> np.ndarray:
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if pixels is None:
-        raise ImageError("OpenCV cannot decode these 16-bit colours; save it with 8 bits")
+        raise ImageError(
+            "damaged, or of a kind of 16-bit colours that OpenCV does not know; save it with 8 bits"
+        )
     return _to_8_bits(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
 
 
