@@ -7,8 +7,13 @@ setup(
     version="0.1.0",
     description="InsPose: single-stage multi-person pose estimation, as a Detectron2 project",
     license="Apache-2.0",
-    package_dir={"": "."},
-    packages=find_packages(include=["inspose_d2*"]),
+    # The configs stand at the top, where one looks for them, and are installed in the package.
+    package_dir={"": ".", "inspose_d2.configs": "configs"},
+    packages=[*find_packages(include=["inspose_d2*"]), "inspose_d2.configs"],
+    package_data={
+        "inspose_d2": ["checkpoints/*"],
+        "inspose_d2.configs": ["*.yaml", "*/*.yaml"],
+    },
     python_requires=">=3.10",
     # Detectron2 is needed too, but is on no package index: tools/install_detectron2.py.
     install_requires=[
@@ -19,6 +24,7 @@ setup(
         "numpy",
         "opencv-python",
         "pillow",
+        "pyyaml",
         "tqdm",
         "matplotlib",
         "tensorboard",

@@ -5,6 +5,7 @@ from .config import add_inspose_config, get_cfg, list_configs
 from .config_files import ConfigError
 from .data import register_coco_test_dev, register_synthetic_people
 from .inspose import InsPose
+from .model_zoo import get_model
 from .predictor import InsPosePredictor
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "add_inspose_config",
     "build_inspose_resnet_fpn_backbone",
     "get_cfg",
+    "get_model",
     "list_configs",
 ]
 

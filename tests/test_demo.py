@@ -235,7 +235,7 @@ def test_config_without_weights_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_weights_that_are_not_there_are_refused() -> None:
     config = ["--config-file", str(demo.DEFAULT_CONFIG), "--weights", "missing.pth"]
-    with pytest.raises(ValueError, match=r"'missing.pth' is no file"):
+    with pytest.raises(ValueError, match=r"weights 'missing\.pth' are no file"):
         demo.make_config(demo.parse(["--input", "a", "--output", "o", *config]))
 
 

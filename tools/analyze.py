@@ -6,14 +6,14 @@ import warnings
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.utils.analysis import FlopCountAnalysis
 from fvcore.nn import parameter_count
 from fvcore.nn.jit_handles import bmm_flop_jit
 from torch import nn
 
-from inspose_d2 import InsPose, add_inspose_config
+from inspose_d2 import InsPose, get_cfg
 from inspose_d2.trainer import Trainer
 
 PARTS = {  # name in the table: what it sums, named as in count()
@@ -66,9 +66,7 @@ def part_sums(by_module: dict[str, float]) -> dict[str, float]:
 
 def load(config_file: str, device: str = "cpu") -> CfgNode:
     """Read a config, for models with random weights."""
-    cfg = get_cfg()
-    add_inspose_config(cfg)
-    cfg.merge_from_file(config_file)
+    cfg = get_cfg(config_file)
     cfg.MODEL.DEVICE = device
     cfg.MODEL.WEIGHTS = "none"  # never loaded; "" would download those of a timm backbone
     return cfg

@@ -48,11 +48,12 @@ from inspose_d2.config import get_cfg
 from inspose_d2.data.images import ImageError, read_image
 from inspose_d2.drawing import draw_keypoint_maps, draw_poses
 from inspose_d2.keypoint_maps import keypoint_maps_of
+from inspose_d2.model_zoo import find_weights
 from inspose_d2.predictor import InsPosePredictor
 
 ROOT = Path(__file__).resolve().parent.parent
 # The model of commands that name none: that of `make demo`.
-DEFAULT_CONFIG = ROOT / "configs" / "quick" / "synthetic_people.yaml"
+DEFAULT_CONFIG = "quick/synthetic_people"
 DEFAULT_WEIGHTS = ROOT / "output" / "demo" / "model_final.pth"
 
 IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # read from folders
@@ -390,21 +391,19 @@ def make_config(args: argparse.Namespace) -> CfgNode:
     Raises:
         ValueError: a config without weights, or weights that are not there.
     """
-    weights = args.weights
-    if weights is None and "MODEL.WEIGHTS" not in args.opts:
+    opts = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
+    weights = args.weights or opts.get("MODEL.WEIGHTS")
+    if weights is None:
         if args.config_file is not None:
             raise ValueError("--config-file needs --weights, the checkpoint to use")
-        weights = str(DEFAULT_WEIGHTS)
+        weights = DEFAULT_WEIGHTS
         if not DEFAULT_WEIGHTS.is_file():
             raise ValueError(
                 f"no weights: there is no {weights} yet. Run `make demo`, which trains them, or "
                 "give --config-file and --weights"
             )
     cfg = get_cfg(args.config_file or DEFAULT_CONFIG, args.opts)
-    if weights is not None:
-        cfg.MODEL.WEIGHTS = weights
-    if "://" not in cfg.MODEL.WEIGHTS and not Path(cfg.MODEL.WEIGHTS).is_file():
-        raise ValueError(f"no weights: {cfg.MODEL.WEIGHTS!r} is no file")
+    cfg.MODEL.WEIGHTS = str(find_weights(weights))
     return cfg
 
 
@@ -420,7 +419,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--output", type=Path, required=True, help="folder, or the picture of a single image"
     )
     parser.add_argument("--config-file", help="file or name; by default the model of `make demo`")
-    parser.add_argument("--weights", help="checkpoint of that config")
+    parser.add_argument("--weights", help="checkpoint of that config, file or name")
     parser.add_argument(
         "--score-threshold", type=float, default=0.4, help="poses below are left out (0.4)"
     )

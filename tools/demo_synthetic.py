@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import cv2
 import matplotlib as mpl
 import numpy as np
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor, HookBase
 from detectron2.structures import Instances
@@ -22,7 +23,7 @@ from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
-from inspose_d2 import add_inspose_config
+from inspose_d2 import get_cfg
 from inspose_d2.drawing import draw_poses
 from inspose_d2.trainer import Trainer
 
@@ -86,16 +87,9 @@ class DemoTrainer(Trainer):
         return [JSONWriter(os.path.join(folder, "metrics.json")), TensorboardXWriter(folder)]
 
 
-def load_config(output: Path, seed: int) -> CfgNode:
+def load_config(output: Path, seed: int, opts: Sequence[str] = ()) -> CfgNode:
     """Read the quick config for this machine and this run."""
-    cfg = get_cfg()
-    add_inspose_config(cfg)
-    cfg.merge_from_file(str(CONFIG))
-    cfg.OUTPUT_DIR = str(output)
-    cfg.SEED = seed
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-    return cfg
+    return get_cfg(CONFIG, ["OUTPUT_DIR", str(output), "SEED", seed, *opts])
 
 
 def seconds_per_step(cfg: CfgNode) -> float:
@@ -111,8 +105,12 @@ def seconds_per_step(cfg: CfgNode) -> float:
     return float(np.median(timer.seconds[TIMED_STEPS // 2 :]))
 
 
-def train(cfg: CfgNode, minutes: float) -> None:
-    """Train as many steps as fit into the budget, with the learning rate's whole course."""
+def train(cfg: CfgNode, minutes: float) -> int:
+    """Train as many steps as fit into the budget, with the learning rate's whole course.
+
+    Returns:
+        The steps.
+    """
     start = time.perf_counter()
     cfg = cfg.clone()
     cfg.DATASETS.TEST = ()  # evaluated once, afterwards
@@ -129,12 +127,14 @@ def train(cfg: CfgNode, minutes: float) -> None:
     trainer.register_hooks([ProgressBar(left)])
     try:
         trainer.train()
+        return trainer.max_iter
     except OutOfTime:
         logger.warning(
             f"The machine became slower: stopped after {trainer.iter + 1} of "
             f"{trainer.max_iter} steps, with the learning rate still high"
         )
         trainer.checkpointer.save("model_final")
+        return trainer.iter + 1
 
 
 def draw_grid(cfg: CfgNode, path: Path, title: str, num_images: int = 8, zoom: int = 2) -> None:
@@ -202,8 +202,7 @@ def main() -> None:
     setup_logger(name="inspose_d2", abbrev_name="inspose")
     detectron2_logger = setup_logger(str(args.output / "log.txt"), name="detectron2")
     detectron2_logger.handlers[0].setLevel(logging.WARNING)  # the terminal; all goes to the file
-    cfg = load_config(args.output, args.seed)
-    cfg.merge_from_list(args.opts)
+    cfg = load_config(args.output, args.seed, args.opts)
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         logger.info(f"{name}: {len(DatasetCatalog.get(name))} images")
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import yaml
 from coco_ap import METRICS, ap_by_people, average_precision, images_by_people, load_truth
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from machine import cpu_name
@@ -33,7 +33,7 @@ from reproduce_peer import measure, write_people_report
 from reproduce_report import Line, Report
 from tqdm import tqdm
 
-from inspose_d2 import add_inspose_config
+from inspose_d2 import get_cfg
 from inspose_d2.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -200,11 +200,7 @@ class Run:
 
     def cfg(self) -> CfgNode:
         """The whole config."""
-        cfg = get_cfg()
-        add_inspose_config(cfg)
-        cfg.merge_from_file(str(self.config_file))
-        cfg.merge_from_list(list(self.opts))
-        return cfg
+        return get_cfg(self.config_file, self.opts)
 
     def steps_and_batch(self) -> tuple[int, int]:
         """Training steps of this many workers, none for a test, and images a step."""
@@ -280,9 +276,7 @@ def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tupl
 
     A key that did not exist then had the value that is its default now.
     """
-    cfg = get_cfg()
-    add_inspose_config(cfg)
-    then = settings_of(cfg) | old
+    then = settings_of(get_cfg()) | old
     return {k: (then.get(k), v) for k, v in new.items() if v != then.get(k)}
 
 
