@@ -338,7 +338,12 @@ class InsPose(nn.Module):
         return {name: self.loss_weights[name] * loss for name, loss in losses.items()}
 
     def inference(
-        self, predictions: Predictions, locations: Locations, image_sizes: list[tuple[int, int]]
+        self,
+        predictions: Predictions,
+        locations: Locations,
+        image_sizes: list[tuple[int, int]],
+        *,
+        with_locations: bool = False,
     ) -> list[Instances]:
         """Turn predictions into poses (sec. 3.4).
 
@@ -346,6 +351,8 @@ class InsPose(nn.Module):
             predictions: of the network.
             locations: of the padded images.
             image_sizes: (H, W) of each image without padding, pixels.
+            with_locations: whether the poses have pred_locations (N,), the number of the location
+                that each comes from, for :func:`inspose_d2.keypoint_maps.keypoint_maps_of`.
 
         Returns:
             Per image ``Instances`` in pixels of the network input.
@@ -369,6 +376,7 @@ class InsPose(nn.Module):
                 None if boxes is None else boxes[own],
                 scores[own],
                 image_sizes[image],
+                candidates.index[own] if with_locations else None,
             )
             for image, own in enumerate(candidates.slices())
         ]
@@ -381,6 +389,7 @@ class InsPose(nn.Module):
         boxes: Tensor | None,
         scores: Tensor,
         image_size: tuple[int, int],
+        locations: Tensor | None,
     ) -> Instances:
         """Decode the peaks of an image's maps and keep the best poses."""
         height, width = map_size(image_size, self.kp_net.stride)
@@ -401,6 +410,7 @@ class InsPose(nn.Module):
             image_size,
             nms_threshold=self.nms_threshold,
             max_poses=self.max_poses,
+            locations=locations,
         )
 
 

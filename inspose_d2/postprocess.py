@@ -34,6 +34,7 @@ def select_poses(
     *,
     nms_threshold: float,
     max_poses: int,
+    locations: Tensor | None = None,
 ) -> Instances:
     """Suppress double poses by their boxes and keep the best.
 
@@ -47,9 +48,11 @@ def select_poses(
         image_size: (H, W) of the image.
         nms_threshold: IoU above which the lower score goes.
         max_poses: how many stay.
+        locations: (N,) numbers of the locations that the poses come from, or None.
 
     Returns:
-        Instances with pred_boxes, scores, pred_classes (0) and pred_keypoints, best first.
+        Instances with pred_boxes, scores, pred_classes (0), pred_keypoints and, if given,
+        pred_locations, best first.
     """
     finite = keypoints.flatten(1).isfinite().all(dim=1) & boxes.isfinite().all(dim=1)
     finite = (finite & scores.isfinite()).nonzero().squeeze(1)
@@ -58,10 +61,13 @@ def select_poses(
         dropped = len(scores) - len(finite)
         logger.warning("dropped %d of %d poses of an image: not finite", dropped, len(scores))
     keep = finite[nms(boxes[finite], scores[finite], nms_threshold)[:max_poses]]
-    return Instances(
+    poses = Instances(
         image_size,
         pred_boxes=Boxes(boxes[keep]),
         scores=scores[keep],
         pred_classes=torch.zeros_like(keep),
         pred_keypoints=keypoints[keep],
     )
+    if locations is not None:
+        poses.pred_locations = locations[keep]
+    return poses

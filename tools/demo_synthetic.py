@@ -13,16 +13,18 @@ from typing import Any
 import cv2
 import matplotlib as mpl
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.catalog import Metadata
 from detectron2.engine import DefaultPredictor, HookBase
+from detectron2.structures import Instances
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
 from inspose_d2 import get_cfg
+from inspose_d2.drawing import draw_poses
 from inspose_d2.trainer import Trainer
 
 mpl.use("Agg")
@@ -33,7 +35,6 @@ CONFIG = ROOT / "configs" / "quick" / "synthetic_people.yaml"
 TIMED_STEPS = 24  # of them the second half is timed
 RESERVE = 0.1  # share of the budget kept back for a machine that becomes slower
 DRAWN_SCORE = 0.4
-NOSE, LEFT, RIGHT = (255, 0, 255), (40, 120, 255), (255, 140, 0)  # RGB, colours of fig. 2
 
 logger = logging.getLogger("inspose_d2.demo")
 
@@ -136,29 +137,6 @@ def train(cfg: CfgNode, minutes: float) -> int:
         return trainer.iter + 1
 
 
-def draw_pose(image: np.ndarray, keypoints: np.ndarray, drawn: np.ndarray, meta: Metadata) -> None:
-    """Draw a person's skeleton in the colours of the paper's figure 2.
-
-    Args:
-        image: (H, W, 3) RGB uint8; changed.
-        keypoints: (K, 2 or more), x and y first, in pixels.
-        drawn: (K,) bool, the keypoints to draw.
-        meta: names and connections of the keypoints.
-    """
-    names = meta.keypoint_names
-    colors = [LEFT if "left" in n else RIGHT if "right" in n else NOSE for n in names]
-    points = [(int(x), int(y)) for x, y in keypoints[:, :2]]
-    for first, second, _ in meta.keypoint_connection_rules:
-        a, b = names.index(first), names.index(second)
-        if drawn[a] and drawn[b]:
-            color = colors[a] if colors[a] == colors[b] else (255, 255, 255)
-            cv2.line(image, points[a], points[b], color, 2, cv2.LINE_AA)
-    for point, color, is_drawn in zip(points, colors, drawn, strict=True):
-        if is_drawn:
-            cv2.circle(image, point, 4, (255, 255, 255), -1, cv2.LINE_AA)
-            cv2.circle(image, point, 3, color, -1, cv2.LINE_AA)
-
-
 def draw_grid(cfg: CfgNode, path: Path, title: str, num_images: int = 8, zoom: int = 2) -> None:
     """Draw held-out images, ground truth beside prediction, and the loss curve below.
 
@@ -176,16 +154,18 @@ def draw_grid(cfg: CfgNode, path: Path, title: str, num_images: int = 8, zoom: i
     grid = figure.add_gridspec(num_images // 2 + 1, 4, hspace=0.12, wspace=0.03)
     for i, record in enumerate(records):
         image = cv2.imread(record["file_name"])
-        instances = predictor(image)["instances"].to("cpu")
+        found = predictor(image)["instances"].to("cpu")
         image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
-        truth = image[:, :, ::-1].copy()
-        guess = truth.copy()
-        for person in record["annotations"]:
-            keypoints = np.reshape(person["keypoints"], (-1, 3))
-            draw_pose(truth, keypoints * [zoom, zoom, 1], keypoints[:, 2] > 0, meta)
-        sure = instances[instances.scores > DRAWN_SCORE]
-        for keypoints in sure.pred_keypoints.numpy():
-            draw_pose(guess, keypoints * [zoom, zoom, 1], keypoints[:, 2] > 0.05, meta)
+        annotated = [x["keypoints"] for x in record["annotations"]]
+        annotated = np.reshape(annotated, (-1, len(meta.keypoint_names), 3))
+        # COCO counts from the first pixel's centre, and says how visible a keypoint is.
+        annotated = np.dstack([annotated[..., :2] + 0.5, annotated[..., 2:] > 0])
+        pictures = []
+        for keypoints in (annotated, found[found.scores > DRAWN_SCORE].pred_keypoints.numpy()):
+            scaled = torch.from_numpy(keypoints * [zoom, zoom, 1])
+            poses = Instances(image.shape[:2], pred_keypoints=scaled)
+            pictures.append(draw_poses(image, poses, metadata=meta)[:, :, ::-1])
+        truth, guess = pictures
         for column, (picture, label) in enumerate(((truth, "ground truth"), (guess, "InsPose"))):
             axes = figure.add_subplot(grid[i // 2, 2 * (i % 2) + column])
             axes.imshow(picture)

@@ -1,0 +1,368 @@
+"""The demo tool, in this process and with a made-up predictor where that is enough."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import demo
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+
+TOOL = Path(demo.__file__)
+SIZE = (60, 80)  # of the pictures, (H, W)
+
+
+class MadeUpPredictor:
+    """One pose at the place of the brightest pixel, and one of a low score."""
+
+    def __init__(self, cfg: CfgNode, device: str) -> None:
+        pass
+
+    def __call__(self, images: list[np.ndarray], batch_size: int) -> list[dict[str, Instances]]:
+        assert len(images) <= batch_size
+        return [{"instances": self.poses(image)} for image in images]
+
+    @staticmethod
+    def poses(image: np.ndarray) -> Instances:
+        row, column = np.unravel_index(image[..., 0].argmax(), image.shape[:2])
+        keypoints = torch.full((2, 17, 3), 0.5)
+        keypoints[..., :2] += torch.tensor([float(column), float(row)])
+        return Instances(
+            image.shape[:2],
+            pred_boxes=Boxes(torch.tensor([[10.0, 20.0, 30.0, 50.0]] * 2)),
+            scores=torch.tensor([0.8, 0.1]),
+            pred_classes=torch.zeros(2, dtype=torch.int64),
+            pred_keypoints=keypoints,
+        )
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """Run the tool in this process, in ``tmp_path``, with the made-up predictor."""
+    monkeypatch.setattr(demo, "InsPosePredictor", MadeUpPredictor)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.pth").touch()
+
+    def run(*arguments: Any) -> int:
+        model = ["--config-file", demo.DEFAULT_CONFIG, "--weights", "w.pth"]
+        return demo.main([str(x) for x in (*arguments, *model)])
+
+    return run
+
+
+def picture(path: Path, spot: tuple[int, int] = (5, 7), size: tuple[int, int] = SIZE) -> Path:
+    """A dark picture with one bright pixel at (x, y)."""
+    image = np.zeros((*size, 3), np.uint8)
+    image[spot[1], spot[0]] = 255
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+    return path
+
+
+def video(path: Path, frames: int = 6, fps: float = 12.5) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), fps, SIZE[::-1])
+    for i in range(frames):
+        frame = np.zeros((*SIZE, 3), np.uint8)
+        frame[:, 8 * i : 8 * i + 8] = 200
+        writer.write(frame)
+    writer.release()
+    return path
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    def refuse(name: str) -> None:
+        raise ValueError(name)
+
+    return json.loads((folder / "results.json").read_text(), parse_constant=refuse)
+
+
+def files_below(folder: Path) -> set[str]:
+    return {x.relative_to(folder).as_posix() for x in folder.rglob("*") if x.is_file()}
+
+
+def test_folder_gives_its_tree_again_and_a_bad_file_is_listed(
+    tool: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    for name in ("a.png", "a.bmp", "a.tif", "deep/er/a.png"):
+        picture(photos / name)
+    (photos / "broken.jpg").write_bytes(b"no image")
+    (photos / "notes.txt").write_text("not an image, and not named as one")
+    assert tool("--input", photos, "--output", "out", "--batch-size", 2) == demo.SOME_LEFT_OUT
+
+    names = {"a.png", "a.bmp", "a.tif.png", "deep/er/a.png"}
+    assert files_below(tmp_path / "out") == {"results.json"} | {f"poses/{x}" for x in names}
+    assert cv2.imread("out/poses/deep/er/a.png").shape == (*SIZE, 3)
+    found = results(tmp_path / "out")
+    assert {x["file_name"] for x in found} == {"a.png", "a.bmp", "a.tif", "deep/er/a.png"}
+    assert len({x["image_id"] for x in found}) == 4
+    captured = capsys.readouterr()
+    assert "images: 4, poses: 4" in captured.out
+    assert str(photos / "broken.jpg") in captured.err
+    assert "notes.txt" not in captured.err
+
+
+def test_results_are_in_the_form_of_coco(tool: Callable[..., int], tmp_path: Path) -> None:
+    picture(tmp_path / "in" / "000000000139.png", spot=(5, 7))
+    picture(tmp_path / "in" / "000000000285.png", spot=(70, 50))
+    assert tool("--input", "in", "--output", "out") == demo.DONE
+    first, second = results(tmp_path / "out")
+    assert first.keys() == {
+        *("image_id", "category_id", "bbox", "score", "keypoints", "file_name"),
+    }
+    assert [first["image_id"], second["image_id"]] == [139, 285]
+    assert first["file_name"] == "000000000139.png"
+    assert first["category_id"] == 1
+    assert first["score"] == pytest.approx(0.8)  # the pose of 0.1 is below the threshold
+    assert first["bbox"] == [10, 20, 20, 30]  # x, y, width, height
+    # The predictor said 5.5, 7.5, the middle of a pixel: COCO calls that 5, 7.
+    assert first["keypoints"] == [5, 7, 0.5] * 17
+    assert second["keypoints"] == [70, 50, 0.5] * 17
+
+
+def test_pictures_show_the_poses_where_they_are(tool: Callable[..., int], tmp_path: Path) -> None:
+    source = picture(tmp_path / "a.png", spot=(60, 45))
+    assert tool("--input", source, "--output", "one/b.png") == demo.DONE
+    assert files_below(tmp_path / "one") == {"b.png", "results.json"}
+    drawn = cv2.imread("one/b.png")
+    assert drawn[44:47, 59:62].max(axis=2).min() > 80
+    assert not drawn[45:, :40].any()
+
+
+def test_score_threshold(tool: Callable[..., int], tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    for threshold, expected in ((0.05, 2), (0.4, 1), (0.9, 0)):
+        assert tool("--input", "a.png", "--output", "o", "--score-threshold", threshold) == 0
+        assert len(results(tmp_path / "o")) == expected
+
+
+def test_outputs_of_an_earlier_run_are_no_inputs(tool: Callable[..., int], tmp_path: Path) -> None:
+    picture(tmp_path / "in" / "a.png")
+    for _ in range(2):
+        assert tool("--input", "in", "--output", "in/out") == demo.DONE
+    assert files_below(tmp_path / "in") == {"a.png", "out/poses/a.png", "out/results.json"}
+
+
+def test_pattern_and_folder_together_each_image_once(
+    tool: Callable[..., int], tmp_path: Path
+) -> None:
+    for name in ("x/1.png", "x/2.png", "y/1.png", "y/[1].png"):
+        picture(tmp_path / name)
+    inputs = ["x/*.png", "x", "y/[1].png"]  # the last is a file, not the pattern
+    assert tool("--input", *inputs, "--output", "out") == demo.DONE
+    assert files_below(tmp_path / "out" / "poses") == {"x/1.png", "x/2.png", "y/[1].png"}
+
+
+def test_names_that_become_the_same_stay_apart(tmp_path: Path) -> None:
+    sources = [tmp_path / name for name in ("a.tif", "a.tif.png", "a.tif.png.png")]
+    jobs = demo.make_jobs(sources, tmp_path, tmp_path / "out")
+    assert len({job.picture for job in jobs}) == 3
+
+
+def test_nothing_done_has_another_status(tool: Callable[..., int], tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"")
+    assert tool("--input", "broken.jpg", "--output", "out") == demo.NOTHING
+    assert results(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--input", "nowhere", "--output", "o"], "--input nowhere: no such file"),
+        (["--input", "no.mp4", "--output", "o"], "--input no.mp4: no such file"),
+        (["--input", "a.png", "--output", "a.png"], "would be overwritten"),
+        (["--input", "a.png", "b.png", "--output", "c.png"], "2 images need a folder"),
+        (["--input", "bad.mp4", "--output", "o"], "cannot be opened as a video"),
+    ],
+)
+def test_what_cannot_begin_is_said_in_a_line(
+    arguments: list[str],
+    message: str,
+    tool: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "b.png")
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "results.json").write_text("[1]")
+    assert tool(*arguments) == demo.USAGE
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert results(tmp_path / "o") == [1]  # of an earlier run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a.mp4", "b.mp4"], "one video at a time"),
+        (["a.mp4", "--kp-net-view"], "--kp-net-view is for images"),
+        (["a.png", "--video-out", "b.webm"], "--video-out is for a video"),
+        (["a.mp4", "--video-out", "b.mp4"], "must end with .webm"),
+        (["a.png", "--batch-size", "0"], "--batch-size must be at least 1"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        demo.parse(["--output", "o", "--input", *arguments])
+    assert error.value.code == demo.USAGE
+    assert message in capsys.readouterr().err
+
+
+def test_config_without_weights_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    args = demo.parse(["--input", "a", "--output", "o", "--config-file", "x.yaml"])
+    with pytest.raises(ValueError, match="--config-file needs --weights"):
+        demo.make_config(args)
+    monkeypatch.setattr(demo, "DEFAULT_WEIGHTS", tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"no weights: .*w\.pth.* `make demo`"):
+        demo.make_config(demo.parse(["--input", "a", "--output", "o"]))
+
+
+def test_weights_that_are_not_there_are_refused() -> None:
+    config = ["--config-file", str(demo.DEFAULT_CONFIG), "--weights", "missing.pth"]
+    with pytest.raises(ValueError, match=r"weights 'missing\.pth' are no file"):
+        demo.make_config(demo.parse(["--input", "a", "--output", "o", *config]))
+
+
+def test_writing_results_leaves_the_poses_as_they_are(tmp_path: Path) -> None:
+    poses = MadeUpPredictor.poses(np.zeros((*SIZE, 3), np.uint8))
+    before = poses.pred_keypoints.clone()
+    with demo.ResultsFile(tmp_path / "results.json") as file:
+        file.add(poses, 0, "a")
+        file.add(poses, 1, "a")
+    assert torch.equal(poses.pred_keypoints, before)
+    first, _, third, _ = results(tmp_path)
+    assert first["keypoints"] == third["keypoints"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_video_keeps_frames_rate_and_size(
+    batch_size: int, tool: Callable[..., int], tmp_path: Path
+) -> None:
+    source = video(tmp_path / "walk.avi")
+    extra = ["--batch-size", batch_size, "--video-out", "v/w.webm"]
+    assert tool("--input", source, "--output", "out", *extra) == demo.DONE
+    capture = cv2.VideoCapture("v/w.webm")
+    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(12.5)
+    assert int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little") == b"VP90"
+    frames = list(demo.frames_of(capture))
+    assert [x.shape for x in frames] == [(*SIZE, 3)] * 6
+    for i, frame in enumerate(frames):  # in their order
+        assert frame[55, :, 1].argmax() // 8 == i
+        # With the pose at the first of the brightest pixels: the upper end of the bar.
+        assert not np.allclose(frame[1, 8 * i, :], 200, atol=30)
+    assert [x["image_id"] for x in results(tmp_path / "out")] == list(range(6))
+    assert {x["file_name"] for x in results(tmp_path / "out")} == {"walk.avi"}
+
+
+def test_interrupted_video_leaves_whole_files(
+    tool: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = demo.frames_of
+
+    def interrupted(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
+        for i, frame in enumerate(read(capture)):
+            if i == 3:
+                raise KeyboardInterrupt
+            yield frame
+
+    monkeypatch.setattr(demo, "frames_of", interrupted)
+    source = video(tmp_path / "walk.avi")
+    assert tool("--input", source, "--output", "out") == demo.INTERRUPTED
+    assert len(results(tmp_path / "out")) == 3
+    assert len(list(read(cv2.VideoCapture("out/poses/walk.webm")))) == 3
+
+
+def test_webcam_without_a_display_writes_files(
+    tool: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = video(tmp_path / "camera.avi")
+    opened = cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", lambda x: opened(str(source) if x == 0 else x))
+    monkeypatch.setattr(cv2, "imshow", lambda *_: pytest.fail("there is no display"))
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert tool("--input", "webcam", "--output", "out") == demo.DONE
+    assert files_below(tmp_path / "out") == {"poses/webcam.webm", "results.json"}
+
+
+@pytest.fixture
+def real_model(tiny_cfg: Callable[..., CfgNode], tmp_path: Path) -> list[str]:
+    """Arguments for a model that finds persons everywhere, all in ``tmp_path``."""
+    cfg = tiny_cfg()
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    torch.nn.init.constant_(model.head.cls_score.bias, 3.0)
+    torch.save({"model": model.state_dict()}, tmp_path / "w.pth")
+    (tmp_path / "c.yaml").write_text(cfg.dump())
+    return ["--config-file", "c.yaml", "--weights", "w.pth", "--score-threshold", "0"]
+
+
+def test_kp_net_view_is_drawn_by_a_real_model(
+    real_model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "in" / "deep" / "a.png")
+    picture(tmp_path / "in" / "b.jpg", size=(50, 90))
+    arguments = ["--input", "in", "--output", "out", "--kp-net-view", "--batch-size", "2"]
+    assert demo.main([*arguments, *real_model]) == demo.DONE
+    expected = {f"{x}/{y}" for x in ("poses", "kp_nets") for y in ("deep/a.png", "b.jpg")}
+    assert files_below(tmp_path / "out") == expected | {"results.json"}
+    assert cv2.imread("out/kp_nets/b.jpg").shape[1] == 900  # enlarged for the panels
+    assert len(results(tmp_path / "out")[0]["keypoints"]) == 3 * 17
+
+
+def start(real_model: list[str], folder: Path) -> "subprocess.Popen[str]":
+    """Start the command on the images in ``folder / in``, with no display."""
+    environment = {k: v for k, v in os.environ.items() if "DISPLAY" not in k}
+    environment["PYTHONPATH"] = str(TOOL.parent.parent)
+    command = [sys.executable, str(TOOL), "--input", "in", "--output", "out", *real_model]
+    return subprocess.Popen(command, cwd=folder, env=environment, text=True, stderr=subprocess.PIPE)
+
+
+@pytest.mark.slow
+def test_command_without_a_display(real_model: list[str], tmp_path: Path) -> None:
+    picture(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "b.jpg").write_bytes(b"no image")
+    process = start(real_model, tmp_path)
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == demo.SOME_LEFT_OUT, error
+    assert files_below(tmp_path / "out") == {"poses/a.png", "results.json"}
+    assert "b.jpg" in error
+    assert "2/2" in error  # the progress bar
+    assert "Traceback" not in error
+
+
+@pytest.mark.slow
+def test_interrupted_command_leaves_whole_files(real_model: list[str], tmp_path: Path) -> None:
+    for i in range(3000):
+        picture(tmp_path / "in" / f"{i}.png")
+    process = start(real_model, tmp_path)
+    poses = tmp_path / "out" / "poses"
+    limit = time.monotonic() + 60
+    while time.monotonic() < limit and (not poses.is_dir() or len(list(poses.iterdir())) < 5):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=30)[1]
+    assert process.returncode == demo.INTERRUPTED, error
+    assert "Traceback" not in error
+    results(tmp_path / "out")
+    pictures = list(poses.iterdir())
+    assert 5 <= len(pictures) < 3000
+    assert all(cv2.imread(str(x)) is not None for x in pictures)

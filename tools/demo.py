@@ -1,0 +1,501 @@
+#!/usr/bin/env python
+"""Find the poses in images, a video or a webcam's frames; draw them and write them as JSON.
+
+    python tools/demo.py --input photo.jpg --output out
+    python tools/demo.py --input photos 'more/*.png' --output out --kp-net-view
+    python tools/demo.py --input dance.mp4 --output out --video-out dance.webm
+    python tools/demo.py --input webcam --output out
+
+The output folder then holds
+
+    poses/        the pictures, in the tree and under the names of the inputs; of a video its WebM
+    kp_nets/      with --kp-net-view: the keypoint maps of the best person of each image
+    results.json  the poses, one a line, in COCO's form for results: image_id, category_id (1),
+                  bbox (x, y, width, height), score, keypoints (x, y, score, x, ...) and, besides,
+                  file_name
+
+Coordinates are COCO's: pixels, the first one's centre is (0, 0). A keypoint's score is a
+probability. image_id is the number that is the file's name where all files have such names and no
+two the same, as COCO's do, else the place among the inputs, from 0; in a video that of the frame.
+
+A file that cannot be read is left out and listed at the end with the reason. Exit status: 0 all
+done, 1 nothing done, 2 could not begin, 3 some files left out, 130 interrupted by Ctrl-C, which
+leaves whole files of all that was done. A webcam is ended by Ctrl-C or, in its window, q: 0.
+"""
+
+import argparse
+import contextlib
+import glob
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
+from tqdm import tqdm
+
+from inspose_d2.config import get_cfg
+from inspose_d2.data.images import ImageError, read_image
+from inspose_d2.drawing import draw_keypoint_maps, draw_poses
+from inspose_d2.keypoint_maps import keypoint_maps_of
+from inspose_d2.model_zoo import find_weights
+from inspose_d2.predictor import InsPosePredictor
+
+ROOT = Path(__file__).resolve().parent.parent
+# The model of commands that name none: that of `make demo`.
+DEFAULT_CONFIG = "quick/synthetic_people"
+DEFAULT_WEIGHTS = ROOT / "output" / "demo" / "model_final.pth"
+
+IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # read from folders
+WRITTEN = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}  # a picture of another becomes name.gif.png
+VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
+WEBCAM = "webcam"
+DONE, NOTHING, USAGE, SOME_LEFT_OUT, INTERRUPTED = 0, 1, 2, 3, 130
+
+T = TypeVar("T")
+
+
+class Demo:
+    """A model and how its poses are drawn."""
+
+    def __init__(self, cfg: CfgNode, score_threshold: float, batch_size: int) -> None:
+        self.predictor = InsPosePredictor(cfg, device=cfg.MODEL.DEVICE)
+        self.max_pixels = cfg.INPUT.MAX_PIXELS
+        self.metadata = MetadataCatalog.get(next(iter(cfg.DATASETS.TEST), "__unused"))
+        self.score_threshold = score_threshold
+        self.batch_size = batch_size
+
+    def predict(self, images: list[np.ndarray]) -> list[Instances]:
+        """Find the poses above the threshold in (H, W, 3) BGR images."""
+        if not images:
+            return []
+        found = self.predictor(images, batch_size=self.batch_size)
+        poses = [result["instances"].to("cpu") for result in found]
+        return [x[x.scores >= self.score_threshold] for x in poses]
+
+    def draw(self, image: np.ndarray, poses: Instances) -> np.ndarray:
+        """Draw poses on a copy of the image."""
+        return draw_poses(image, poses, metadata=self.metadata, scores=True)
+
+    def draw_kp_net(self, image: np.ndarray) -> np.ndarray:
+        """Draw the keypoint maps of the best pose on a copy of the image."""
+        small = self.predictor.resize.get_transform(image).apply_image(image)
+        small = small[:, :, ::-1] if self.predictor.cfg.INPUT.FORMAT == "RGB" else small
+        inputs = {
+            "image": torch.from_numpy(small.transpose(2, 0, 1).copy()),
+            "height": image.shape[0],
+            "width": image.shape[1],
+        }
+        maps = keypoint_maps_of(self.predictor.model, inputs, [0])
+        return draw_keypoint_maps(
+            image,
+            maps.probs[0].cpu().numpy(),
+            cell=maps.cell,
+            metadata=self.metadata,
+            panels_of=maps.poses.pred_boxes.tensor[0].tolist(),
+        )
+
+
+class ResultsFile:
+    """A JSON list, written as it grows; whole as soon as the ``with`` block is left."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.num_poses = 0
+
+    def __enter__(self) -> "ResultsFile":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = self.path.open("w", encoding="utf-8")
+        self.file.write("[")
+        return self
+
+    def add(self, poses: Instances, image_id: int, file_name: str) -> None:
+        """Write the poses of an image."""
+        copy = Instances(poses.image_size, **poses.get_fields())
+        copy.pred_keypoints = poses.pred_keypoints.clone()  # Detectron2 changes it
+        for pose in instances_to_coco_json(copy, image_id):
+            pose |= {"category_id": 1, "file_name": file_name}
+            comma = "," if self.num_poses else ""
+            self.file.write(f"{comma}\n{json.dumps(pose, allow_nan=False)}")
+            self.num_poses += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.file.write("\n]\n")
+        self.file.close()
+
+
+@dataclass(frozen=True)
+class Job:
+    """An image to do."""
+
+    source: Path
+    name: str  # in the tree of the inputs
+    image_id: int
+    picture: Path  # to be written
+    kp_net_picture: Path
+
+
+def find_images(inputs: Sequence[str], output: Path) -> tuple[list[Path], Path]:
+    """Find the images of files, folders (with all below) and patterns.
+
+    Args:
+        inputs: of the command line.
+        output: what lies in this folder is not taken from others: it is ours.
+
+    Returns:
+        Absolute paths, each once, and the deepest folder above all of them.
+
+    Raises:
+        ValueError: nothing is there.
+    """
+    found: dict[Path, None] = {}
+    roots = []
+    for text in inputs:
+        path = Path(text).absolute()
+        if path.is_dir():
+            below = (x for x in path.rglob("*") if x.suffix.lower() in IMAGES and x.is_file())
+            images = sorted(x for x in below if output.absolute() not in x.parents)
+            roots.append(path)
+        else:
+            # A file whose name has brackets is no pattern.
+            matches = [text] if path.is_file() else sorted(glob.glob(text, recursive=True))
+            images = [Path(x).absolute() for x in matches if Path(x).is_file()]
+            roots += [x.parent for x in images]
+        if not images:
+            raise ValueError(f"--input {text}: no such file, or a folder or pattern without images")
+        found |= dict.fromkeys(images)
+    return list(found), Path(os.path.commonpath(roots))
+
+
+def folder_of(output: Path) -> Path:
+    """Folder of what is written: ``--output``, or where it is a picture the folder around it."""
+    is_picture = output.suffix.lower() in WRITTEN and not output.is_dir()
+    return output.parent if is_picture else output
+
+
+def make_jobs(sources: Sequence[Path], root: Path, output: Path) -> list[Job]:
+    """Say what becomes of each image.
+
+    Args:
+        sources: absolute paths.
+        root: a folder above all of them.
+        output: a folder or, of a single image, the picture.
+
+    Returns:
+        Jobs with pictures of different names.
+
+    Raises:
+        ValueError: one picture for several images, or one in the place of its source.
+    """
+    folder = folder_of(output)
+    as_file = folder != output
+    if as_file and len(sources) > 1:
+        raise ValueError(f"--output {output}: {len(sources)} images need a folder")
+    numbered = [x.stem for x in sources if x.stem.isascii() and x.stem.isdecimal()]
+    by_name = len(set(map(int, numbered))) == len(sources)
+    jobs, taken = [], set()
+    for place, source in enumerate(sources):
+        name = source.relative_to(root)
+        file = name
+        while file.suffix.lower() not in WRITTEN or file in taken:
+            file = file.with_name(f"{file.name}.png")
+        taken.add(file)
+        picture = output if as_file else folder / "poses" / file
+        if picture.absolute() == source:
+            raise ValueError(f"--output {output}: {source} would be overwritten")
+        image_id = int(source.stem) if by_name else place
+        jobs.append(Job(source, name.as_posix(), image_id, picture, folder / "kp_nets" / file))
+    return jobs
+
+
+def batches(items: Iterator[T], size: int) -> Iterator[list[T]]:
+    """Take items in lists of a size; the last may be shorter."""
+    while batch := list(itertools.islice(items, size)):
+        yield batch
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """Write a picture in the format of its suffix.
+
+    Raises:
+        OSError: the disk is full, or no such file may be made.
+        ValueError: the picture does not fit into the format.
+    """
+    try:
+        _, data = cv2.imencode(path.suffix, picture)
+    except cv2.error as error:
+        raise ValueError(f"cannot be written as {path.suffix}: {error}") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data.tobytes())
+
+
+def run_images(
+    demo: Demo, jobs: Sequence[Job], results: ResultsFile, kp_net_view: bool
+) -> dict[str, str]:
+    """Do all images.
+
+    Returns:
+        Why files were left out, by name.
+    """
+    left_out = {}
+    with tqdm(total=len(jobs), unit="image") as bar:
+        for batch in batches(iter(jobs), demo.batch_size):
+            images = {}
+            for job in batch:
+                try:
+                    images[job] = read_image(job.source, "BGR", demo.max_pixels)
+                except ImageError as error:
+                    left_out[str(job.source)] = str(error)
+            found = demo.predict(list(images.values()))
+            for (job, image), poses in zip(images.items(), found, strict=True):
+                try:
+                    write_picture(job.picture, demo.draw(image, poses))
+                    if kp_net_view and len(poses):
+                        write_picture(job.kp_net_picture, demo.draw_kp_net(image))
+                except (OSError, ValueError) as error:
+                    left_out[str(job.source)] = str(error)
+                    continue
+                results.add(poses, job.image_id, job.name)
+            bar.update(len(batch))
+    return left_out
+
+
+@contextlib.contextmanager
+def video_reader(source: str) -> Iterator[cv2.VideoCapture]:
+    """Open a video, or the first webcam, and close it again.
+
+    Raises:
+        ValueError: it cannot be opened.
+    """
+    if source != WEBCAM and not Path(source).is_file():
+        raise ValueError(f"--input {source}: no such file")
+    capture = cv2.VideoCapture(0 if source == WEBCAM else source)
+    try:
+        if not capture.isOpened():
+            raise ValueError(f"--input {source}: cannot be opened as a video")
+        yield capture
+    finally:
+        capture.release()
+
+
+def frames_of(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    """Read (H, W, 3) BGR frames one at a time, to the end."""
+    while (frame := capture.read()[1]) is not None:
+        yield frame
+
+
+class VideoFile:
+    """A VP9 WebM, which browsers play; whole as soon as the ``with`` block is left.
+
+    OpenCV writes even sizes only: of an odd one the last column or row is cut off.
+    """
+
+    def __init__(self, path: Path, fps: float) -> None:
+        self.path = path
+        self.fps = fps
+        self.num_frames = 0
+        self.writer: cv2.VideoWriter | None = None
+
+    def __enter__(self) -> "VideoFile":
+        return self
+
+    def add(self, frame: np.ndarray) -> None:
+        """Write a frame; the first fixes the size."""
+        if self.writer is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            vp9 = cv2.VideoWriter.fourcc(*"VP90")
+            size = frame.shape[1], frame.shape[0]
+            self.writer = cv2.VideoWriter(str(self.path), vp9, self.fps, size)
+            if not self.writer.isOpened():
+                raise ValueError(
+                    f"{self.path}: cannot be written as VP9; is the folder writable, and OpenCV "
+                    "that of PyPI's wheel, which has VP9?"
+                )
+        self.writer.write(frame)
+        self.num_frames += 1
+
+    def __exit__(self, *_: object) -> None:
+        if self.writer is not None:
+            self.writer.release()
+
+
+def run_video(
+    demo: Demo,
+    source: str,
+    capture: cv2.VideoCapture,
+    path: Path,
+    results: ResultsFile,
+) -> int:
+    """Do the frames of a video, or of the webcam until the user ends it.
+
+    Args:
+        demo: predicts and draws.
+        source: name of the video, or ``WEBCAM``.
+        capture: the same, opened.
+        path: of the WebM to write.
+        results: where poses go.
+
+    Returns:
+        How many frames were done.
+
+    Raises:
+        ValueError: the WebM cannot be written.
+    """
+    is_webcam = source == WEBCAM
+    shown = is_webcam and has_display()
+    with contextlib.ExitStack() as stack:
+        if is_webcam:  # there is no other end
+            stack.enter_context(contextlib.suppress(KeyboardInterrupt))
+        fps = capture.get(cv2.CAP_PROP_FPS)
+        total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        # Devices and damaged files say 0, less or NaN.
+        video = stack.enter_context(VideoFile(path, fps if 0 < fps < 1000 else 30.0))
+        bar = stack.enter_context(tqdm(total=total if total > 0 else None, unit="frame"))
+        for frames in batches(frames_of(capture), demo.batch_size):
+            for frame, poses in zip(frames, demo.predict(frames), strict=True):
+                picture = demo.draw(frame, poses)
+                results.add(poses, video.num_frames, Path(source).name)
+                video.add(picture)
+                bar.update()
+                if shown:
+                    cv2.imshow("InsPose", picture)
+            if shown and cv2.waitKey(1) & 0xFF == ord("q"):
+                break
+    return video.num_frames
+
+
+def has_display() -> bool:
+    """Whether a window can be opened. OpenCV ends the process where there is no display."""
+    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+        return False
+    try:
+        cv2.namedWindow("InsPose")
+    except cv2.error:  # the wheel without windows
+        return False
+    return True
+
+
+def make_config(args: argparse.Namespace) -> CfgNode:
+    """Read the config and find the weights.
+
+    Raises:
+        ValueError: a config without weights, or weights that are not there.
+    """
+    opts = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
+    weights = args.weights or opts.get("MODEL.WEIGHTS")
+    if weights is None:
+        if args.config_file is not None:
+            raise ValueError("--config-file needs --weights, the checkpoint to use")
+        weights = DEFAULT_WEIGHTS
+        if not DEFAULT_WEIGHTS.is_file():
+            raise ValueError(
+                f"no weights: there is no {weights} yet. Run `make demo`, which trains them, or "
+                "give --config-file and --weights"
+            )
+    cfg = get_cfg(args.config_file or DEFAULT_CONFIG, args.opts)
+    cfg.MODEL.WEIGHTS = str(find_weights(weights))
+    return cfg
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--input", nargs="+", required=True, help="images, folders, patterns; or a video; or webcam"
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder, or the picture of a single image"
+    )
+    parser.add_argument("--config-file", help="file or name; by default the model of `make demo`")
+    parser.add_argument("--weights", help="checkpoint of that config, file or name")
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.4, help="poses below are left out (0.4)"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=1,
+        help="images that are read at once (1); those of one size go through the model together",
+    )
+    parser.add_argument("--kp-net-view", action="store_true", help="draw keypoint maps too")
+    parser.add_argument("--video-out", type=Path, help="the video's WebM, elsewhere")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config changes: KEY VALUE ...")
+    args = parser.parse_args(argv)
+    args.is_video = args.input == [WEBCAM] or Path(args.input[0]).suffix.lower() in VIDEOS
+    if args.is_video and len(args.input) > 1:
+        parser.error("--input: one video at a time")
+    if args.is_video and args.kp_net_view:
+        parser.error("--kp-net-view is for images")
+    if args.video_out is not None and not args.is_video:
+        parser.error("--video-out is for a video or the webcam")
+    if args.video_out is not None and args.video_out.suffix.lower() != ".webm":
+        parser.error(f"--video-out {args.video_out}: the name must end with .webm")
+    if args.batch_size < 1:
+        parser.error(f"--batch-size must be at least 1, got {args.batch_size}")
+    return args
+
+
+def report(done: int, left_out: dict[str, str], results: ResultsFile, unit: str) -> int:
+    """Say what was done; returns the exit status."""
+    print(f"{unit}: {done}, poses: {results.num_poses}, see {results.path}")
+    if left_out:
+        print(f"left out {len(left_out)}:", file=sys.stderr)
+    for name, reason in left_out.items():
+        print(f"  {reason if name in reason else f'{name}: {reason}'}", file=sys.stderr)
+    if not done:
+        return NOTHING
+    return SOME_LEFT_OUT if left_out else DONE
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the command line asks for; returns the exit status.
+
+    Raises:
+        ValueError: it cannot be done.
+    """
+    if args.is_video:
+        source = args.input[0]
+        name = WEBCAM if source == WEBCAM else Path(source).stem
+        path = args.video_out or args.output / "poses" / f"{name}.webm"
+        if path.absolute() == Path(source).absolute():
+            raise ValueError(f"{path} would be overwritten while it is read")
+        demo = Demo(make_config(args), args.score_threshold, args.batch_size)
+        # The video first: a wrong name must not empty an earlier file of results.
+        with video_reader(source) as video, ResultsFile(args.output / "results.json") as results:
+            frames = run_video(demo, source, video, path, results)
+        reasons = {} if frames else {source: "no frame could be read"}
+        return report(frames, reasons, results, "frames")
+    jobs = make_jobs(*find_images(args.input, args.output), args.output)
+    demo = Demo(make_config(args), args.score_threshold, args.batch_size)
+    with ResultsFile(folder_of(args.output) / "results.json") as results:
+        left_out = run_images(demo, jobs, results, args.kp_net_view)
+    return report(len(jobs) - len(left_out), left_out, results, "images")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo; returns the exit status."""
+    args = parse(argv)
+    try:
+        return run(args)
+    except (OSError, ValueError) as error:
+        print(f"demo.py: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("interrupted; what was done until now is whole", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
