@@ -117,6 +117,7 @@ BAD_KEYPOINTS = {
 }
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("name", BAD_KEYPOINTS)
 def test_bad_keypoints_name_file_annotation_image_and_key(tmp_path: Path, name: str) -> None:
     keypoints, message = BAD_KEYPOINTS[name]
@@ -159,6 +160,7 @@ BAD_ENTRIES = {
 }
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("name", BAD_ENTRIES)
 def test_bad_entry_is_the_only_problem(name: str) -> None:
     coco, entry, key = BAD_ENTRIES[name]
@@ -251,6 +253,7 @@ def test_number_of_keypoints_is_17_or_as_told_where_the_category_lists_none() ->
     assert [p.what for p in find_problems(coco, 5)] == ["expected 5, got 17"] * 4
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("key", ["area", "bbox", "iscrowd", "keypoints", "num_keypoints"])
 def test_what_only_scoring_needs_may_be_missing_in_training(key: str) -> None:
     coco = without("annotations", 1, key)
@@ -307,6 +310,7 @@ def plant_ten(coco: dict[str, Any]) -> None:
     annotations.append(person(7, 3))
 
 
+@pytest.mark.fault
 def test_ten_planted_errors_are_ten_lines(
     image_root: Path,
     tmp_path: Path,
@@ -325,6 +329,7 @@ def test_ten_planted_errors_are_ten_lines(
     assert lines[-1].startswith("10 problems: ")
 
 
+@pytest.mark.fault
 def test_command_lists_fifty_and_says_how_many_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -394,6 +399,7 @@ def dataset(image_root: Path, tmp_path: Path) -> Any:
         MetadataCatalog.remove(name)
 
 
+@pytest.mark.fault
 def test_training_and_evaluation_refuse_a_bad_file(
     dataset: Callable[[Any], str], tiny_cfg: Callable[..., CfgNode]
 ) -> None:
@@ -435,6 +441,7 @@ def slots(value: Any) -> list[tuple[Any, Any]]:
     return [(value, key) for key, _ in items] + [x for _, v in items for x in slots(v)]
 
 
+@pytest.mark.fault
 @settings(max_examples=300)
 @given(data=st.data())
 def test_mutated_file_is_refused_or_read(

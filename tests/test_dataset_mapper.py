@@ -97,6 +97,7 @@ def test_keypoints_grow_with_the_image(cfg: CfgNode, image_file: str) -> None:
     assert keypoints_of(mapped).equal(pose()[None] * torch.tensor([2.0, 2.0, 1.0]))
 
 
+@pytest.mark.fault
 def test_crowd_becomes_person_without_labelled_keypoints(cfg: CfgNode, image_file: str) -> None:
     mapped = InsPoseDatasetMapper(cfg)(make_dict(image_file, make_person(), CROWD))
     assert keypoints_of(mapped).equal(torch.stack([pose(), torch.zeros(17, 3)]))
@@ -104,6 +105,7 @@ def test_crowd_becomes_person_without_labelled_keypoints(cfg: CfgNode, image_fil
     assert mapped["instances"].gt_classes.tolist() == [0, target_generator.CROWD]
 
 
+@pytest.mark.fault
 def test_person_without_box_gets_the_one_around_the_labelled_keypoints(
     cfg: CfgNode, image_file: str
 ) -> None:
@@ -119,6 +121,7 @@ def test_person_without_box_gets_the_one_around_the_labelled_keypoints(
     assert mapped["instances"].gt_boxes.tensor.tolist() == [[10, 6, 18, 10], [10, 6, 11, 7]]
 
 
+@pytest.mark.fault
 def test_labelled_keypoints_of_a_crowd_are_forgotten(cfg: CfgNode, image_file: str) -> None:
     mapped = InsPoseDatasetMapper(cfg)(make_dict(image_file, make_person(iscrowd=1)))
     assert keypoints_of(mapped).equal(torch.zeros(1, 17, 3))
@@ -149,6 +152,7 @@ def test_image_whose_persons_have_no_area_has_empty_keypoints(
     assert keypoints_of(mapped).shape == (0, 17, 3)
 
 
+@pytest.mark.fault
 def test_keypoint_outside_the_image_becomes_unlabelled(cfg: CfgNode, image_file: str) -> None:
     keypoints = pose()
     keypoints[3, 0] = WIDTH + 1

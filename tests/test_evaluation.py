@@ -117,6 +117,7 @@ def test_figures_are_those_of_coco_with_own_sigmas(evaluator: Make, tmp_path: Pa
     assert second["score"] == pytest.approx(0.8)
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["pred_keypoints", "pred_boxes", "scores"])
 def test_prediction_that_is_not_finite_is_refused_by_the_name_of_its_image(
@@ -129,6 +130,7 @@ def test_prediction_that_is_not_finite_is_refused_by_the_name_of_its_image(
         evaluator().process([image(1), image(2)], [found((0.9, 0)), output])
 
 
+@pytest.mark.fault
 def test_pose_with_one_nan_does_not_score(evaluator: Make) -> None:
     # 100 pixels off: OKS exp(-50). COCO's code lifts this from AP 0 to 100 by one NaN.
     made = evaluator()
@@ -142,6 +144,7 @@ def test_pose_with_one_nan_does_not_score(evaluator: Make) -> None:
         made.process([image(1), image(2)], outputs)
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("outputs", [[], [found(), found()]], ids=["no image", "no pose"])
 def test_nothing_predicted_is_zero(
     evaluator: Make,
@@ -156,6 +159,7 @@ def test_nothing_predicted_is_zero(
     assert written(tmp_path) == []
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("outputs", [[found()], [found((0.9, 0))]], ids=["no pose", "a pose"])
 @pytest.mark.parametrize(
     "annotations",
@@ -190,6 +194,7 @@ def test_evaluation_of_some_images_leaves_out_the_others(evaluator: Make) -> Non
     assert math.isnan(made.evaluate(img_ids=[2])["keypoints"]["AP"])
 
 
+@pytest.mark.fault
 def test_inputs_and_outputs_stay_unchanged_and_evaluating_again_gives_the_same(
     evaluator: Make, tmp_path: Path
 ) -> None:
@@ -212,6 +217,7 @@ def test_inputs_and_outputs_stay_unchanged_and_evaluating_again_gives_the_same(
     assert written(tmp_path) == poses
 
 
+@pytest.mark.fault
 def test_numbers_that_json_does_not_have_are_never_written(evaluator: Make, tmp_path: Path) -> None:
     output = found((0.9, 0))
     output["instances"].pred_boxes.tensor[0] = torch.tensor([-3e38, 0, 3e38, 9])  # wide: infinite
@@ -227,6 +233,7 @@ def test_numbers_that_json_does_not_have_are_never_written(evaluator: Make, tmp_
 ONCE = 100 * 51 / 101 / 2
 
 
+@pytest.mark.fault
 def test_repeated_image_counts_once_as_seen_last(
     evaluator: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -238,6 +245,7 @@ def test_repeated_image_counts_once_as_seen_last(
     assert "1 images were seen more than once" in caplog.text
 
 
+@pytest.mark.fault
 def test_image_that_two_workers_saw_counts_once(
     evaluator: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +264,7 @@ def test_image_that_two_workers_saw_counts_once(
     assert len(written(tmp_path)) == 2
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("poses", ["none", "not finite"])
 def test_model_without_poses_is_evaluated(
     evaluator: Make,

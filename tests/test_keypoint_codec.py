@@ -42,6 +42,7 @@ def persons(num_keypoints: int, max_size: int = 4) -> st.SearchStrategy[Tensor]:
     return rows.map(lambda r: torch.tensor(r, dtype=torch.float32).view(-1, num_keypoints, 3))
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("x", "y", "row", "column"),
     [
@@ -61,6 +62,7 @@ def test_encode_cells_by_hand(x: float, y: float, row: int, column: int) -> None
     assert cells.dtype == torch.int64
 
 
+@pytest.mark.fault
 @given(
     x=st.floats(-10, IMAGE[1] + 10, width=32),
     y=st.floats(-10, IMAGE[0] + 10, width=32),
