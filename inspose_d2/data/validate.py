@@ -10,7 +10,13 @@ import sys
 from collections.abc import Collection
 from typing import Any
 
-from .annotations import find_problems, is_dropped, is_learned_from, load_annotations
+from .annotations import (
+    count_outside,
+    find_problems,
+    is_dropped,
+    is_learned_from,
+    load_annotations,
+)
 
 MAX_LINES = 50
 
@@ -48,6 +54,8 @@ def summarize(coco: Any, wrong: Collection[str] = ()) -> list[str]:
         "`keypoints`): no pose is learned, their boxes count neither as person nor as background",
         f"crowds: {len(crowds)}: their boxes count neither as person nor as background",
     ]
+    if outside := count_outside(persons, sound("images")):
+        lines.append(f"keypoints: {outside} labelled ones outside their images: not learned")
     if num_dropped:
         lines.append(f"dropped: {num_dropped} annotations with an empty box or only bad polygons")
     if wrong:
