@@ -113,12 +113,16 @@ def test_any_number_of_keypoints_trains_and_predicts(tiny_cfg: Make, batch: Make
 
 
 @pytest.mark.fault
-def test_crowded_image_and_single_keypoints_train(model: InsPose, make_instances: Make) -> None:
+def test_crowded_image_single_keypoints_and_lines_train(
+    model: InsPose, make_instances: Make
+) -> None:
     size = (96, 128)
     crowd = people(500, size)
+    line = people(1, size)
+    line[..., 1:] = torch.tensor([48.0, 2.0])
     single = torch.zeros(1, 17, 3)
     single[0, 4] = torch.tensor([128.0, 96.0, 2.0])  # in the corner: x == W, y == H
-    for keypoints in (crowd, single):
+    for keypoints in (crowd, single, line):
         inputs = [{"image": image_of(size), "instances": make_instances(keypoints, size)}]
         assert all(loss.isfinite() and loss > 0 for loss in train_step(model, inputs).values())
 

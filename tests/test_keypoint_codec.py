@@ -110,6 +110,23 @@ def test_decode_stays_in_the_image() -> None:
     assert decode(torch.tensor([[34]]), None, (33, 49))[0, 0, :2].tolist() == [49, 33]
 
 
+@given(
+    image_size=st.tuples(st.integers(1, IMAGE[0]), st.integers(1, IMAGE[1])),
+    cells=st.lists(st.integers(0, HEIGHT * WIDTH - 1), min_size=2, max_size=2),
+    offset=st.floats(-1e6, 1e6, width=32),
+    with_offsets=st.booleans(),
+)
+def test_decode_never_leaves_the_image_without_its_padding(
+    image_size: tuple[int, int], cells: list[int], offset: float, with_offsets: bool
+) -> None:
+    # Maps of the padded image: any cell may be the peak.
+    offsets = torch.full((4, HEIGHT, WIDTH), offset) if with_offsets else None
+    x, y, score = decode(torch.tensor([cells]), offsets, image_size).unbind(-1)
+    assert ((x >= 0) & (x <= image_size[1])).all()
+    assert ((y >= 0) & (y <= image_size[0])).all()
+    assert score[0].tolist() == pytest.approx([0.1, 0.9])
+
+
 @pytest.mark.parametrize("with_offsets", [True, False])
 def test_decode_without_persons(with_offsets: bool) -> None:
     offsets = torch.zeros(34, HEIGHT, WIDTH) if with_offsets else None

@@ -224,6 +224,23 @@ def test_only_persons_without_labelled_keypoints(make_instances: Maker) -> None:
     assert targets.heatmaps.sum() == 0
 
 
+@pytest.mark.fault
+@pytest.mark.parametrize("by_boxes", [True, False])
+@pytest.mark.parametrize(("ignore", "label"), [(True, LEFT_OUT), (False, NO_PERSON)])
+def test_crowd_is_never_positive(
+    make_instances: Maker, by_boxes: bool, ignore: bool, label: int
+) -> None:
+    boxes = torch.tensor([[0.0, 0.0, 128.0, 128.0], [180.0, 30.0, 200.0, 110.0]])
+    instances = make_instances([NOTHING, SECOND], IMAGE, boxes)
+    instances.gt_classes[0] = CROWD
+    targets = targets_of(instances, assign_by_boxes=by_boxes, ignore_unlabeled=ignore)
+    points = make_locations().points
+    in_crowd = ((points > 0) & (points < 128)).all(dim=1)
+    assert (targets.labels[0][in_crowd] == label).all()
+    assert (targets.labels == PERSON).any()  # of the other
+    assert targets.labelled.all()
+
+
 def test_unlabelled_person_before_labelled_one(make_instances: Maker) -> None:
     # Indices of persons with a pose are not those among all persons.
     boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [180.0, 30.0, 200.0, 110.0]])

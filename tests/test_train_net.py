@@ -4,14 +4,23 @@ import json
 import math
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 from detectron2.engine import default_argument_parser
+from detectron2.engine import launch as launch_workers
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+from PIL import Image
 
 import train_net
+from inspose_d2.data.dataset_mapper import InsPoseDatasetMapper
+from inspose_d2.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 QUICK = str(ROOT / "configs" / "quick" / "synthetic_people.yaml")
@@ -124,6 +133,61 @@ def test_two_gloo_workers_equal_one(tmp_path: Path) -> None:
     assert one.keys() == two_workers.keys()
     for name, value in one.items():
         torch.testing.assert_close(two_workers[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def train_beside_nobody(folder: str) -> None:
+    """Four steps of a worker; in each, one of two workers has the image without persons."""
+    names = "keypoint_names", "keypoint_flip_map"
+    like = MetadataCatalog.get("synthetic_people_val")
+    MetadataCatalog.get("one_of_two").set(**{name: getattr(like, name) for name in names})
+    person = {"bbox": [8, 8, 40, 40], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    person["keypoints"] = [x for k in range(17) for x in (8 + 2 * k, 40 - k, 2)]
+    records = [
+        {"file_name": f"{folder}/image.png", "image_id": i, "height": 64, "width": 64}
+        | {"annotations": [person] * i}
+        for i in (0, 1)
+    ]
+    DatasetCatalog.register("one_of_two", lambda: records)
+    settings = {
+        "DATASETS.TRAIN": ("one_of_two",),
+        "DATALOADER.FILTER_EMPTY_ANNOTATIONS": False,
+        "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE": 0,
+        "SOLVER.MAX_ITER": 4,
+        "DATASETS.TEST": (),
+    }
+    args = default_argument_parser().parse_args(arguments(Path(folder), **settings))
+    persons: list[int] = []
+
+    class Counting(InsPoseDatasetMapper):
+        def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+            persons.append(len(record["annotations"]))
+            return super().__call__(record)
+
+    cfg = train_net.setup(args)
+    loader = build_detection_train_loader(cfg, mapper=Counting(cfg))
+    with patch.object(Trainer, "build_train_loader", lambda *_: loader):
+        trainer = Trainer(cfg)
+    start = {name: value.clone() for name, value in trainer._trainer.model.state_dict().items()}
+    trainer.train()
+    end = trainer._trainer.model.state_dict()
+    seen = {"start": start, "end": end, "persons": torch.tensor(persons[:4])}
+    torch.save(seen, f"{folder}/worker_{comm.get_rank()}.pth")
+
+
+@pytest.mark.slow
+@pytest.mark.fault
+def test_worker_without_persons_keeps_up_with_the_other(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "image.png")
+    # A worker that waited for the other in vain would fail after these seconds.
+    limit = timedelta(seconds=20)
+    launch_workers(train_beside_nobody, 2, dist_url="auto", args=(str(tmp_path),), timeout=limit)
+    one, two = (torch.load(tmp_path / f"worker_{i}.pth", weights_only=True) for i in (0, 1))
+    assert (one["persons"] + two["persons"]).tolist() == [1, 1, 1, 1]
+    assert {0, 1} >= set(one["persons"].tolist())
+    assert not all(one["start"][name].equal(value) for name, value in one["end"].items())
+    for name, value in one["end"].items():
+        assert value.isfinite().all(), name
+        assert value.equal(two["end"][name]), name
 
 
 @pytest.mark.slow
