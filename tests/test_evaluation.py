@@ -4,18 +4,22 @@ import copy
 import json
 import logging
 import math
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.evaluation import inference_on_dataset
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
+from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
 from inspose_d2.evaluation import METRICS, InsPoseEvaluator
@@ -291,6 +295,66 @@ def test_model_without_poses_is_evaluated(
     results = inference_on_dataset(model, [batch], evaluator(tasks=("bbox", "keypoints")))
     assert results == {task: dict.fromkeys(names, 0.0) for task, names in METRICS.items()}
     assert ("poses of an image: not finite" in caplog.text) == (poses == "not finite")
+
+
+@pytest.mark.fault
+def test_memory_of_an_image_is_that_of_the_numbers_of_its_poses(evaluator: Make) -> None:
+    # 100 poses of 17 keypoints, cut from 500: 17 * 3 + 4 + 1 float32 and an int64 each, 22.7 KiB.
+    def poses() -> dict[str, Instances]:
+        instances = found(*[(0.9, 0)] * 500)["instances"]
+        instances.pred_keypoints = torch.rand(500, 17, 3)
+        return {"instances": instances[:100]}
+
+    made = evaluator()
+    used = []
+    tracemalloc.start()
+    for number in range(60):
+        made.process([image(number)], [poses()])
+        used.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    kept = [_bytes_kept(instances) for _, instances in made._predictions]
+    assert set(kept) == {100 * (4 * (17 * 3 + 4 + 1) + 8)}
+    of_python = (used[-1] - used[9]) / 50
+    assert kept[0] + of_python < 25 * 1024
+
+
+def _bytes_kept(instances: Instances) -> int:
+    fields = fields_of({"instances": instances}).values()
+    return sum(field.untyped_storage().nbytes() for field in fields)
+
+
+@pytest.mark.fault
+def test_poses_that_coco_does_not_look_at_are_written_but_take_no_memory(
+    evaluator: Make, tmp_path: Path
+) -> None:
+    # 20 of an image count. The right one is the 20th of image 1 and the 21st of image 2; among
+    # equal scores the first counts.
+    wrong = [(0.5, 100)] * 19
+    outputs = [found((0.4, 100), (0.5, 0), *wrong), found((0.4, 100), *wrong, (0.5, 100), (0.5, 0))]
+    made = evaluator()
+    made.process([image(1), image(2)], [outputs[0], outputs[1]])
+    assert made.evaluate()["keypoints"]["AP"] == pytest.approx(figure_of_coco(made, outputs))
+    assert len(written(tmp_path)) == 43
+    predictions = dict(made._predictions)
+    assert len(made._best_records("keypoints", predictions)) == 40
+    assert len(made._best_records("bbox", predictions)) == 43
+
+
+def figure_of_coco(made: InsPoseEvaluator, outputs: list[dict[str, Instances]]) -> float:
+    """AP in percent of all poses by COCO's own code."""
+    ids = enumerate(outputs, start=1)
+    records = [
+        {**record, "category_id": 7}
+        for i, output in ids
+        for record in instances_to_coco_json(copy.deepcopy(output["instances"]), i)
+    ]
+    evaluation = COCOeval(made._coco_api, made._coco_api.loadRes(records), "keypoints")
+    evaluation.params.kpt_oks_sigmas = np.array(SIGMAS)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert 0 < evaluation.stats[0] < 1
+    return float(100 * evaluation.stats[0])
 
 
 @pytest.mark.parametrize("tasks", [(), ("segm",), ("keypoints", "mask")])
