@@ -4,7 +4,6 @@ import copy
 import json
 import logging
 import math
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -295,32 +294,6 @@ def test_model_without_poses_is_evaluated(
     results = inference_on_dataset(model, [batch], evaluator(tasks=("bbox", "keypoints")))
     assert results == {task: dict.fromkeys(names, 0.0) for task, names in METRICS.items()}
     assert ("poses of an image: not finite" in caplog.text) == (poses == "not finite")
-
-
-@pytest.mark.fault
-def test_memory_of_an_image_is_that_of_the_numbers_of_its_poses(evaluator: Make) -> None:
-    # 100 poses of 17 keypoints, cut from 500: 17 * 3 + 4 + 1 float32 and an int64 each, 22.7 KiB.
-    def poses() -> dict[str, Instances]:
-        instances = found(*[(0.9, 0)] * 500)["instances"]
-        instances.pred_keypoints = torch.rand(500, 17, 3)
-        return {"instances": instances[:100]}
-
-    made = evaluator()
-    used = []
-    tracemalloc.start()
-    for number in range(60):
-        made.process([image(number)], [poses()])
-        used.append(tracemalloc.get_traced_memory()[0])
-    tracemalloc.stop()
-    kept = [_bytes_kept(instances) for _, instances in made._predictions]
-    assert set(kept) == {100 * (4 * (17 * 3 + 4 + 1) + 8)}
-    of_python = (used[-1] - used[9]) / 50
-    assert kept[0] + of_python < 25 * 1024
-
-
-def _bytes_kept(instances: Instances) -> int:
-    fields = fields_of({"instances": instances}).values()
-    return sum(field.untyped_storage().nbytes() for field in fields)
 
 
 @pytest.mark.fault
