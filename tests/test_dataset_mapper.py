@@ -231,6 +231,7 @@ def test_keypoints_come_back_from_resizing_and_flipping_and_none_is_lost(
     assert (back - torch.from_numpy(xy)).abs().max() < 1e-3
 
 
+@pytest.mark.fault
 def test_keypoint_on_the_border_is_not_lost_to_a_rounding_error(
     cfg: CfgNode, image_file: str
 ) -> None:
