@@ -300,10 +300,10 @@ def test_model_without_poses_is_evaluated(
 def test_poses_that_coco_does_not_look_at_are_written_but_take_no_memory(
     evaluator: Make, tmp_path: Path
 ) -> None:
-    # 20 of an image count. The right one is the 20th of image 1 and the 21st of image 2; among
-    # equal scores the first counts.
+    # 20 of an image count. The right one is the best of image 1, though the last in its list, and
+    # the 21st of image 2: of equal scores the first counts.
     wrong = [(0.5, 100)] * 19
-    outputs = [found((0.4, 100), (0.5, 0), *wrong), found((0.4, 100), *wrong, (0.5, 100), (0.5, 0))]
+    outputs = [found((0.4, 100), *wrong, (0.6, 0)), found((0.4, 100), *wrong, (0.5, 100), (0.5, 0))]
     made = evaluator()
     made.process([image(1), image(2)], [outputs[0], outputs[1]])
     assert made.evaluate()["keypoints"]["AP"] == pytest.approx(figure_of_coco(made, outputs))
