@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -22,6 +23,8 @@ METRICS = {
     "bbox": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
     "keypoints": ("AP", "AP50", "AP75", "APm", "APl"),
 }
+# COCO's code looks at no more predictions of an image and category, best first.
+MAX_DETECTIONS = {"bbox": 100, "keypoints": 20}
 
 
 class InsPoseEvaluator(COCOEvaluator):
@@ -104,13 +107,15 @@ class InsPoseEvaluator(COCOEvaluator):
                 "%d images were seen more than once; each counts once, as it was seen last",
                 len(gathered) - len(predictions),
             )
-        records = self._records(predictions)
         if self._output_dir:
-            self._write(records)
+            self._write(predictions)
         if not self._do_evaluation:
             self._logger.info("Annotations are not available for evaluation.")
             return {}
-        return {task: self._evaluate_task(task, records, img_ids) for task in sorted(self._tasks)}
+        return {
+            task: self._evaluate_task(task, self._best_records(task, predictions), img_ids)
+            for task in sorted(self._tasks)
+        }
 
     def _copy(self, instances: Instances) -> Instances:
         """Copy what the tasks need to the CPU, apart from any larger storage behind it."""
@@ -124,34 +129,47 @@ class InsPoseEvaluator(COCOEvaluator):
             fields["pred_keypoints"] = instances.pred_keypoints.to("cpu", copy=True)
         return Instances(instances.image_size, **fields)
 
-    def _records(self, predictions: dict[int, Instances]) -> list[dict[str, Any]]:
-        """Predictions by image id in COCO's result format."""
+    def _records(self, image_id: int, poses: Instances) -> list[dict[str, Any]]:
+        """Predictions of an image in COCO's result format."""
         # A copy, for Detectron2 takes off the half pixel in place.
-        records = [
-            record
-            for image_id, poses in predictions.items()
-            for record in instances_to_coco_json(copy.deepcopy(poses), image_id)
-        ]
+        records = instances_to_coco_json(copy.deepcopy(poses), image_id)
         contiguous = getattr(self._metadata, "thing_dataset_id_to_contiguous_id", None)
         if contiguous is not None:
             dataset_ids = {number: dataset_id for dataset_id, number in contiguous.items()}
             for record in records:
                 if record["category_id"] not in dataset_ids:
                     raise ValueError(
-                        f"image {record['image_id']} has a prediction of class "
+                        f"image {image_id} has a prediction of class "
                         f"{record['category_id']}, the data set has {sorted(dataset_ids)}"
                     )
                 record["category_id"] = dataset_ids[record["category_id"]]
         return records
 
-    def _write(self, records: list[dict[str, Any]]) -> None:
-        """Write records as strict JSON."""
+    def _best_records(self, task: str, predictions: dict[int, Instances]) -> list[dict[str, Any]]:
+        """Records of the predictions that COCO's code looks at, which takes 4 KiB for each."""
+        best = []
+        for image_id, poses in predictions.items():
+            count: Counter[int] = Counter()  # by category
+            for record in sorted(self._records(image_id, poses), key=lambda x: -x["score"]):
+                count[record["category_id"]] += 1
+                if count[record["category_id"]] <= MAX_DETECTIONS[task]:
+                    best.append(record)
+        return best
+
+    def _write(self, predictions: dict[int, Instances]) -> None:
+        """Write all records as strict JSON, image by image: as one text they take 1 MiB of each."""
         path = os.path.join(self._output_dir, "coco_instances_results.json")
         self._logger.info("Saving results to %s", path)
         os.makedirs(self._output_dir, exist_ok=True)
-        text = json.dumps(records, allow_nan=False)
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
+        unfinished = f"{path}.unfinished"
+        with open(unfinished, "w", encoding="utf-8") as file:
+            separator = "["
+            for image_id, poses in predictions.items():
+                for record in self._records(image_id, poses):
+                    file.write(separator + json.dumps(record, allow_nan=False))
+                    separator = ", "
+            file.write("[]" if separator == "[" else "]")
+        os.replace(unfinished, path)
 
     def _evaluate_task(
         self, task: str, records: list[dict[str, Any]], img_ids: Sequence[int] | None

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import math
 import sys
 from collections.abc import Callable
@@ -10,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.build import get_detection_dataset_dicts
 from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.structures import Boxes, Instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -23,6 +26,7 @@ from inspose_d2.data import validate
 from inspose_d2.data.annotations import Problem, check_annotations, find_problems
 from inspose_d2.data.dataset_mapper import InsPoseDatasetMapper
 from inspose_d2.data.synthetic import build_synthetic_people
+from inspose_d2.evaluation import METRICS, InsPoseEvaluator
 from inspose_d2.trainer import Trainer
 
 NAN, INF = math.nan, math.inf
@@ -117,6 +121,7 @@ BAD_KEYPOINTS = {
 }
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("name", BAD_KEYPOINTS)
 def test_bad_keypoints_name_file_annotation_image_and_key(tmp_path: Path, name: str) -> None:
     keypoints, message = BAD_KEYPOINTS[name]
@@ -159,6 +164,7 @@ BAD_ENTRIES = {
 }
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("name", BAD_ENTRIES)
 def test_bad_entry_is_the_only_problem(name: str) -> None:
     coco, entry, key = BAD_ENTRIES[name]
@@ -251,6 +257,7 @@ def test_number_of_keypoints_is_17_or_as_told_where_the_category_lists_none() ->
     assert [p.what for p in find_problems(coco, 5)] == ["expected 5, got 17"] * 4
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("key", ["area", "bbox", "iscrowd", "keypoints", "num_keypoints"])
 def test_what_only_scoring_needs_may_be_missing_in_training(key: str) -> None:
     coco = without("annotations", 1, key)
@@ -307,6 +314,7 @@ def plant_ten(coco: dict[str, Any]) -> None:
     annotations.append(person(7, 3))
 
 
+@pytest.mark.fault
 def test_ten_planted_errors_are_ten_lines(
     image_root: Path,
     tmp_path: Path,
@@ -325,6 +333,7 @@ def test_ten_planted_errors_are_ten_lines(
     assert lines[-1].startswith("10 problems: ")
 
 
+@pytest.mark.fault
 def test_command_lists_fifty_and_says_how_many_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -394,6 +403,7 @@ def dataset(image_root: Path, tmp_path: Path) -> Any:
         MetadataCatalog.remove(name)
 
 
+@pytest.mark.fault
 def test_training_and_evaluation_refuse_a_bad_file(
     dataset: Callable[[Any], str], tiny_cfg: Callable[..., CfgNode]
 ) -> None:
@@ -413,6 +423,61 @@ def test_training_and_evaluation_take_a_good_file(
     cfg = tiny_cfg(["DATASETS.TRAIN", (name,), "DATASETS.TEST", (name,)])
     assert {x["image_id"] for x in next(iter(Trainer.build_train_loader(cfg)))} == {3}
     assert [x["image_id"] for (x,) in Trainer.build_test_loader(cfg, name)] == [3, 5, 6]
+
+
+@pytest.fixture
+def detectron2_caplog(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> pytest.LogCaptureFixture:
+    """What is logged, also after a ``setup_logger`` of another test has cut our logger off."""
+    monkeypatch.setattr(logging.getLogger("inspose_d2"), "propagate", True)
+    return caplog
+
+
+@pytest.mark.fault
+def test_persons_who_lack_keypoints_are_one_warning(
+    tmp_path: Path, detectron2_caplog: pytest.LogCaptureFixture
+) -> None:
+    coco = valid()
+    for index in (1, 2, 3):  # two persons and a crowd
+        del coco["annotations"][index]["keypoints"]
+    check_annotations(str(write(tmp_path, coco)), 17)
+    (record,) = detectron2_caplog.records
+    assert "people.json: 2 of 3 persons lack the key `keypoints`" in record.getMessage()
+
+
+@pytest.mark.fault
+def test_keypoints_outside_their_images_are_counted_in_one_warning(
+    image_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    detectron2_caplog: pytest.LogCaptureFixture,
+) -> None:
+    # Images of 32 x 48. Detectron2 adds 0.5 pixels: 47.5 is on the border, which is inside.
+    inside = [(-0.5, -0.5, 2), (47.5, 31.5, 1), (99, 99, 0)]
+    outside = [(47.6, 5, 2), (-0.6, 5, 1), (5, 31.6, 2), (5, -0.6, 2)]
+    keypoints = [x for point in inside + outside for x in point] + [0] * 30
+    coco = replaced("annotations", 1, keypoints=keypoints)
+    path = write(tmp_path, coco)
+    check_annotations(str(path), 17)
+    (record,) = detectron2_caplog.records
+    message = "4 labelled keypoints lie outside their images: these are not learned"
+    assert record.getMessage() == f"{path}: {message}"
+    assert run_command(monkeypatch, "--json", path, "--images", image_root) == 0
+    line = "keypoints: 4 labelled ones outside their images: not learned"
+    assert line in capsys.readouterr().out.splitlines()
+    (image,) = (x for x in load_coco_json(str(path), str(image_root)) if x["image_id"] == 3)
+    mapper = mapper_of()
+    labelled = mapper({**image, "annotations": image["annotations"][1:]})["instances"].gt_keypoints
+    assert (labelled.tensor[0, :7, 2] > 0).tolist() == [True, True, *[False] * 5]
+
+
+def test_valid_file_gives_no_warning(
+    tmp_path: Path, detectron2_caplog: pytest.LogCaptureFixture
+) -> None:
+    check_annotations(str(write(tmp_path, valid())), 17)
+    assert not detectron2_caplog.records
 
 
 def test_synthetic_people_are_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,9 +500,10 @@ def slots(value: Any) -> list[tuple[Any, Any]]:
     return [(value, key) for key, _ in items] + [x for _, v in items for x in slots(v)]
 
 
+@pytest.mark.fault
 @settings(max_examples=300)
 @given(data=st.data())
-def test_mutated_file_is_refused_or_read(
+def test_mutated_file_is_refused_or_read_and_scored_by(
     image_root: Path,
     tmp_path_factory: pytest.TempPathFactory,
     data: st.DataObject,
@@ -453,13 +519,51 @@ def test_mutated_file_is_refused_or_read(
         else:
             container[key] = copy.deepcopy(data.draw(VALUES))
     path = write(tmp_path_factory.getbasetemp(), coco)
-    problems = list(find_problems(json.loads(path.read_text()), 17, str(image_root)))
+    written = json.loads(path.read_text())
+    problems = list(find_problems(written, 17, str(image_root)))
     for problem in problems:
         assert str(problem)
     if not problems:
         read(path, image_root)
     elif all(problem.entry for problem in problems):
         assert validate.summarize(coco, {problem.entry for problem in problems})
+    if not any(find_problems(written, 17, evaluation=True)):
+        evaluate(path)
+
+
+def evaluate(path: Path) -> None:
+    """Score a pose in each image by a file."""
+    name = "mutated_people"
+    try:
+        load_coco_json(str(path), "", name)  # sets the metadata
+        MetadataCatalog.get(name).json_file = str(path)
+        evaluator = InsPoseEvaluator(name)
+        evaluator.reset()
+        for image in json.loads(path.read_text())["images"]:
+            pose = Instances(
+                (32, 48),
+                pred_boxes=Boxes(torch.tensor([[1.0, 2.0, 17.0, 18.0]])),
+                scores=torch.ones(1),
+                pred_classes=torch.zeros(1, dtype=torch.int64),
+                pred_keypoints=torch.ones(1, 17, 3),
+            )
+            evaluator.process([{"image_id": image["id"]}], [{"instances": pose}])
+        figures = evaluator.evaluate()
+        if evaluator._do_evaluation:
+            assert figures["keypoints"].keys() == set(METRICS["keypoints"])
+    finally:
+        MetadataCatalog.remove(name)
+
+
+def mapper_of() -> InsPoseDatasetMapper:
+    return InsPoseDatasetMapper(
+        is_train=True,
+        augmentations=[],
+        image_format="BGR",
+        use_keypoint=True,
+        keypoint_hflip_indices=np.arange(17),
+        max_pixels=10_000,
+    )
 
 
 def read(path: Path, image_root: Path) -> None:
@@ -468,14 +572,7 @@ def read(path: Path, image_root: Path) -> None:
     DatasetCatalog.register(name, lambda: load_coco_json(str(path), str(image_root), name))
     try:
         records = get_detection_dataset_dicts([name], min_keypoints=1)
-        mapper = InsPoseDatasetMapper(
-            is_train=True,
-            augmentations=[],
-            image_format="BGR",
-            use_keypoint=True,
-            keypoint_hflip_indices=np.arange(17),
-            max_pixels=10_000,
-        )
+        mapper = mapper_of()
         for record in records:
             if (record["height"], record["width"]) != (32, 48):
                 with pytest.raises(SizeMismatchError, match="the annotations say"):
@@ -488,21 +585,3 @@ def read(path: Path, image_root: Path) -> None:
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-
-
-@pytest.mark.fault
-def test_keypoints_outside_the_image_are_counted() -> None:
-    def person(*points: tuple[float, float, int]) -> dict[str, Any]:
-        box = [1, 1, 10, 10]
-        flat = [x for point in points for x in point] + [0] * (51 - 3 * len(points))
-        return {"image_id": 1, "category_id": 1, "bbox": box, "keypoints": flat}
-
-    coco = {
-        "images": [{"id": 1, "width": 48, "height": 32}],
-        # Pixels are counted from their centres: 47.5 is the right border.
-        "annotations": [person((47.5, 31.5, 2), (-0.5, 0, 1), (-9, -9, 0))],
-    }
-    assert not [line for line in validate.summarize(coco) if "outside" in line]
-    coco["annotations"] += [person((48, 5, 2), (5, -1, 1), (5, 5, 2)), person((5, 99, 2))]
-    lines = [line for line in validate.summarize(coco) if "outside" in line]
-    assert lines == ["keypoints outside their image: 3: they count as not labelled"]

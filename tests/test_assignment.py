@@ -260,6 +260,7 @@ def test_assignment_of_a_crowd_equals_every_location_against_every_person(seed: 
     assert matched.equal(assign_densely(locations, boxes, 1.5))
 
 
+@pytest.mark.fault
 @given(box=in_image_boxes(), height=st.integers(1, 9), width=st.integers(1, 9))
 def test_single_person_always_has_a_location(
     box: tuple[float, ...], height: int, width: int

@@ -13,6 +13,8 @@ from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
@@ -102,6 +104,7 @@ def test_keypoints_grow_with_the_image(cfg: CfgNode, image_file: str) -> None:
     assert keypoints_of(mapped).equal(pose()[None] * torch.tensor([2.0, 2.0, 1.0]))
 
 
+@pytest.mark.fault
 def test_crowd_becomes_person_without_labelled_keypoints(cfg: CfgNode, image_file: str) -> None:
     mapped = InsPoseDatasetMapper(cfg)(make_dict(image_file, make_person(), CROWD))
     assert keypoints_of(mapped).equal(torch.stack([pose(), torch.zeros(17, 3)]))
@@ -109,6 +112,7 @@ def test_crowd_becomes_person_without_labelled_keypoints(cfg: CfgNode, image_fil
     assert mapped["instances"].gt_classes.tolist() == [0, target_generator.CROWD]
 
 
+@pytest.mark.fault
 def test_person_without_box_gets_the_one_around_the_labelled_keypoints(
     cfg: CfgNode, image_file: str
 ) -> None:
@@ -124,6 +128,7 @@ def test_person_without_box_gets_the_one_around_the_labelled_keypoints(
     assert mapped["instances"].gt_boxes.tensor.tolist() == [[10, 6, 18, 10], [10, 6, 11, 7]]
 
 
+@pytest.mark.fault
 def test_labelled_keypoints_of_a_crowd_are_forgotten(cfg: CfgNode, image_file: str) -> None:
     mapped = InsPoseDatasetMapper(cfg)(make_dict(image_file, make_person(iscrowd=1)))
     assert keypoints_of(mapped).equal(torch.zeros(1, 17, 3))
@@ -154,6 +159,7 @@ def test_image_whose_persons_have_no_area_has_empty_keypoints(
     assert keypoints_of(mapped).shape == (0, 17, 3)
 
 
+@pytest.mark.fault
 def test_keypoint_outside_the_image_becomes_unlabelled(cfg: CfgNode, image_file: str) -> None:
     keypoints = pose()
     keypoints[3, 0] = WIDTH + 1
@@ -163,6 +169,87 @@ def test_keypoint_outside_the_image_becomes_unlabelled(cfg: CfgNode, image_file:
     mapped = InsPoseDatasetMapper(cfg)(make_dict(image_file, person))
     keypoints[3:5] = 0
     assert keypoints_of(mapped).equal(keypoints[None])
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("order", ["lacking first", "lacking last", "all lacking"])
+def test_person_that_lacks_keypoints_has_none_labelled_in_any_order(
+    cfg: CfgNode, image_file: str, order: str
+) -> None:
+    lacking = make_person()
+    del lacking["keypoints"]
+    persons, labelled = {
+        "lacking first": ([lacking, make_person()], [False, True]),
+        "lacking last": ([make_person(), lacking], [True, False]),
+        "all lacking": ([lacking, copy.deepcopy(lacking)], [False, False]),
+    }[order]
+    mapped = InsPoseDatasetMapper(cfg)(make_dict(image_file, *persons))
+    expected = [pose() if is_labelled else torch.zeros(17, 3) for is_labelled in labelled]
+    assert keypoints_of(mapped).equal(torch.stack(expected))
+    assert mapped["instances"].gt_classes.tolist() == [0, 0]
+
+
+SIZES = [(48, 96), (33, 41), (97, 49), (64, 1)]  # (H, W)
+
+
+@pytest.fixture(scope="module")
+def image_files(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], str]:
+    folder = tmp_path_factory.mktemp("images")
+    for height, width in SIZES:
+        Image.new("RGB", (width, height)).save(folder / f"{height}x{width}.png")
+    return {size: str(folder / f"{size[0]}x{size[1]}.png") for size in SIZES}
+
+
+@given(
+    size=st.sampled_from(SIZES),
+    new_size=st.tuples(st.integers(2, 300), st.integers(2, 300)),
+    flip=st.booleans(),
+    unit=st.lists(
+        st.tuples(*[st.sampled_from([0.0, 1.0]) | st.floats(0, 1)] * 2), min_size=17, max_size=17
+    ),
+)
+def test_keypoints_come_back_from_resizing_and_flipping_and_none_is_lost(
+    image_files: dict[tuple[int, int], str],
+    size: tuple[int, int],
+    new_size: tuple[int, int],
+    flip: bool,
+    unit: list[tuple[float, float]],
+) -> None:
+    mapper = InsPoseDatasetMapper(
+        is_train=True,
+        augmentations=[T.Resize(new_size), T.RandomFlip(prob=float(flip))],
+        image_format="BGR",
+        use_keypoint=True,
+        keypoint_hflip_indices=np.array(FLIP),
+        max_pixels=10_000,
+    )
+    (height, width), (new_height, new_width) = size, new_size
+    xy = np.array(unit) * [width, height]
+    keypoints = np.insert(xy, 2, 2, axis=1).flatten().tolist()
+    person = make_person(keypoints=keypoints, bbox=[0, 0, width, height])
+    record = make_dict(image_files[size], person) | {"height": height, "width": width}
+    (keypoints,) = keypoints_of(mapper(record)).double()
+    assert (keypoints[:, 2] == 2).all()
+    if flip:
+        keypoints = keypoints[FLIP]
+        keypoints[:, 0] = new_width - keypoints[:, 0]
+    back = keypoints[:, :2] * torch.tensor([width / new_width, height / new_height])
+    assert (back - torch.from_numpy(xy)).abs().max() < 1e-3
+
+
+@pytest.mark.fault
+def test_keypoint_on_the_border_is_not_lost_to_a_rounding_error(
+    cfg: CfgNode, image_file: str
+) -> None:
+    mapper = InsPoseDatasetMapper(cfg)
+    Image.new("RGB", (49, HEIGHT)).save(image_file)
+    assert 49 * (63 / 49) > 63
+    mapper.augmentations = T.AugmentationList([T.Resize((HEIGHT, 63))])
+    keypoints = pose()
+    keypoints[16] = torch.tensor([49.0, HEIGHT, 2])
+    record = make_dict(image_file, make_person(keypoints=keypoints.flatten().tolist()))
+    mapped = mapper({**record, "width": 49})
+    assert keypoints_of(mapped)[0, 16].tolist() == [63, HEIGHT, 2]
 
 
 def test_flip_mirrors_and_swaps_left_and_right(cfg: CfgNode, image_file: str) -> None:
@@ -266,7 +353,9 @@ def test_thin_image_is_trained_on(
     keypoints = [0.5 * width, 0.5 * height, 2.0] * 17
     person = make_person(bbox=[0.0, 0.0, width, height], keypoints=keypoints)
     inputs = {**make_dict(path, person), "height": height, "width": width}
-    mapped = InsPoseDatasetMapper(cfg)(inputs)
+    mapper = InsPoseDatasetMapper(cfg)
+    mapper.augmentations = T.AugmentationList([*mapper.augmentations.augs, T.RandomFlip(prob=1.0)])
+    mapped = mapper(inputs)
     assert min(mapped["image"].shape) >= 1
     assert len(mapped["instances"]) == 1
     model = build_model(cfg)

@@ -68,6 +68,7 @@ def train_step(model: nn.Module, inputs: list[dict[str, Any]]) -> dict[str, Tens
     return losses
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("counts", [(2, 3), (2, 0), (0, 0)])
 def test_gradient_reaches_every_parameter_when_images_have_persons_or_none(
     model: InsPose, batch: Make, counts: tuple[int, int]
@@ -83,6 +84,7 @@ def test_gradient_reaches_every_parameter_when_images_have_persons_or_none(
     assert without_gradient == []
 
 
+@pytest.mark.fault
 def test_losses_of_keypoints_are_zero_when_no_person_is_in_the_batch(
     model: InsPose, batch: Make
 ) -> None:
@@ -92,6 +94,7 @@ def test_losses_of_keypoints_are_zero_when_no_person_is_in_the_batch(
     assert losses["loss_heatmap"] > 0
 
 
+@pytest.mark.fault
 def test_half_empty_batch_has_all_losses(model: InsPose, batch: Make) -> None:
     assert all(loss > 0 for loss in train_step(model, batch(0, 2)).values())
 
@@ -110,12 +113,17 @@ def test_any_number_of_keypoints_trains_and_predicts(tiny_cfg: Make, batch: Make
     assert poses.pred_keypoints.shape[1:] == (k, 3)
 
 
-def test_crowded_image_and_single_keypoints_train(model: InsPose, make_instances: Make) -> None:
+@pytest.mark.fault
+def test_crowded_image_single_keypoints_and_lines_train(
+    model: InsPose, make_instances: Make
+) -> None:
     size = (96, 128)
     crowd = people(500, size)
+    line = people(1, size)
+    line[..., 1:] = torch.tensor([48.0, 2.0])
     single = torch.zeros(1, 17, 3)
     single[0, 4] = torch.tensor([128.0, 96.0, 2.0])  # in the corner: x == W, y == H
-    for keypoints in (crowd, single):
+    for keypoints in (crowd, single, line):
         inputs = [{"image": image_of(size), "instances": make_instances(keypoints, size)}]
         assert all(loss.isfinite() and loss > 0 for loss in train_step(model, inputs).values())
 
@@ -246,6 +254,7 @@ def test_poses_are_scaled_to_the_asked_size(model: InsPose) -> None:
     torch.testing.assert_close(doubled.pred_keypoints, plain.pred_keypoints * scale)
 
 
+@pytest.mark.fault
 def test_no_pose_gives_empty_fields(model: InsPose) -> None:
     poses = predict(model, [{"image": image_of((96, 128))}], threshold=1.0)[0]
     assert poses.pred_keypoints.shape == (0, 17, 3)

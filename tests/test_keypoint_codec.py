@@ -42,6 +42,7 @@ def persons(num_keypoints: int, max_size: int = 4) -> st.SearchStrategy[Tensor]:
     return rows.map(lambda r: torch.tensor(r, dtype=torch.float32).view(-1, num_keypoints, 3))
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(
     ("x", "y", "row", "column"),
     [
@@ -61,6 +62,7 @@ def test_encode_cells_by_hand(x: float, y: float, row: int, column: int) -> None
     assert cells.dtype == torch.int64
 
 
+@pytest.mark.fault
 @given(
     x=st.floats(-10, IMAGE[1] + 10, width=32),
     y=st.floats(-10, IMAGE[0] + 10, width=32),
@@ -106,6 +108,23 @@ def test_decode_stays_in_the_image() -> None:
     assert keypoints[0, :, :2].tolist() == [[0, 37], [53, 0]]
     # The centre of the last cell, (52, 36), is inside; that of a map cut at 33 x 49 is not.
     assert decode(torch.tensor([[34]]), None, (33, 49))[0, 0, :2].tolist() == [49, 33]
+
+
+@given(
+    image_size=st.tuples(st.integers(1, IMAGE[0]), st.integers(1, IMAGE[1])),
+    cells=st.lists(st.integers(0, HEIGHT * WIDTH - 1), min_size=2, max_size=2),
+    offset=st.floats(-1e6, 1e6, width=32),
+    with_offsets=st.booleans(),
+)
+def test_decode_never_leaves_the_image_without_its_padding(
+    image_size: tuple[int, int], cells: list[int], offset: float, with_offsets: bool
+) -> None:
+    # Maps of the padded image: any cell may be the peak.
+    offsets = torch.full((4, HEIGHT, WIDTH), offset) if with_offsets else None
+    x, y, score = decode(torch.tensor([cells]), offsets, image_size).unbind(-1)
+    assert ((x >= 0) & (x <= image_size[1])).all()
+    assert ((y >= 0) & (y <= image_size[0])).all()
+    assert score[0].tolist() == pytest.approx([0.1, 0.9])
 
 
 @pytest.mark.parametrize("with_offsets", [True, False])

@@ -449,6 +449,18 @@ def test_peaks_do_not_depend_on_order_of_persons(order: list[int]) -> None:
     torch.testing.assert_close(permuted[1], scores[order])
 
 
+@given(counts=st.lists(st.integers(0, 6), min_size=1, max_size=3), maps=st.integers(0, 200))
+def test_peaks_do_not_depend_on_chunks(counts: list[int], maps: int) -> None:
+    kp_net = make_kp_net()
+    images = [make_input(kp_net, n, seed=n) for n in counts]
+    expected = [peaks_of(kp_net, x) for x in images]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setitem(kp_net_module.MAPS_BYTES, "cpu", 4 * maps * HEIGHT * WIDTH)
+        cells, scores = peaks_of(kp_net, *images)
+    assert cells.equal(torch.cat([x for x, _ in expected]))
+    torch.testing.assert_close(scores, torch.cat([x for _, x in expected]))
+
+
 def test_gradient_reaches_every_parameter_and_feature() -> None:
     kp_net = make_kp_net(num_layers=2)
     x = make_input(kp_net, 3)

@@ -44,6 +44,7 @@ def scored_poses(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     return torch.cat([pose(*row) for row in rows]), torch.tensor(scores) / 100
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("name", POSES)
 def test_identical_poses_become_one(name: str) -> None:
     scores = torch.tensor([0.2, 0.5, 0.9, 0.5, 0.3])
@@ -85,6 +86,7 @@ def test_max_poses_keeps_the_best() -> None:
     assert poses.pred_keypoints.equal(keypoints[[1, 2]])
 
 
+@pytest.mark.fault
 def test_no_poses_give_empty_fields() -> None:
     poses = select(torch.zeros(0, 17, 3), torch.zeros(0))
     assert len(poses) == 0
@@ -124,6 +126,7 @@ def test_copies_of_all_poses_change_nothing(poses: tuple[Tensor, Tensor]) -> Non
     assert doubled.scores.equal(once.scores)
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_poses_that_are_not_finite_are_dropped_and_counted_in_one_warning(
     value: float, caplog: pytest.LogCaptureFixture

@@ -191,6 +191,7 @@ def test_image_without_persons(make_instances: Maker, has_keypoints: bool) -> No
     assert targets.num_labelled == 0
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize(("ignore", "label"), [(True, LEFT_OUT), (False, NO_PERSON)])
 def test_box_of_person_without_labelled_keypoints(
     make_instances: Maker, ignore: bool, label: int
@@ -212,6 +213,7 @@ def test_box_of_person_without_labelled_keypoints(
     assert targets.num_labelled == alone.num_labelled
 
 
+@pytest.mark.fault
 def test_only_persons_without_labelled_keypoints(make_instances: Maker) -> None:
     boxes = torch.tensor([[0.0, 0.0, 128.0, 128.0]])
     targets = targets_of(make_instances([NOTHING], IMAGE, boxes))
@@ -222,6 +224,23 @@ def test_only_persons_without_labelled_keypoints(make_instances: Maker) -> None:
     assert targets.heatmaps.sum() == 0
 
 
+@pytest.mark.fault
+@pytest.mark.parametrize("by_boxes", [True, False])
+@pytest.mark.parametrize(("ignore", "label"), [(True, LEFT_OUT), (False, NO_PERSON)])
+def test_crowd_is_never_positive(
+    make_instances: Maker, by_boxes: bool, ignore: bool, label: int
+) -> None:
+    boxes = torch.tensor([[0.0, 0.0, 128.0, 128.0], [180.0, 30.0, 200.0, 110.0]])
+    instances = make_instances([NOTHING, SECOND], IMAGE, boxes)
+    instances.gt_classes[0] = CROWD
+    targets = targets_of(instances, assign_by_boxes=by_boxes, ignore_unlabeled=ignore)
+    points = make_locations().points
+    in_crowd = ((points > 0) & (points < 128)).all(dim=1)
+    assert (targets.labels[0][in_crowd] == label).all()
+    assert (targets.labels == PERSON).any()  # of the other
+    assert targets.labelled.all()
+
+
 def test_unlabelled_person_before_labelled_one(make_instances: Maker) -> None:
     # Indices of persons with a pose are not those among all persons.
     boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [180.0, 30.0, 200.0, 110.0]])
@@ -230,6 +249,7 @@ def test_unlabelled_person_before_labelled_one(make_instances: Maker) -> None:
     assert len(targets.cells) > 0
 
 
+@pytest.mark.fault
 def test_person_with_one_keypoint_has_one_location(make_instances: Maker) -> None:
     targets = targets_of(make_instances([[FIRST[0], *NOTHING[:2]]], IMAGE))
     assert targets.positives.points.tolist() == [[68, 20]]  # 68 is nearest to 70, 20 (28 too) to 24

@@ -2,16 +2,28 @@
 
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 from detectron2.engine import default_argument_parser
+from detectron2.engine import launch as launch_workers
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+from PIL import Image
 
 import train_net
+from inspose_d2.data.dataset_mapper import InsPoseDatasetMapper
+from inspose_d2.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 QUICK = str(ROOT / "configs" / "quick" / "synthetic_people.yaml")
@@ -101,6 +113,7 @@ def test_boxes_of_a_box_head_are_evaluated_beside_keypoints(tmp_path: Path) -> N
     assert results.keys() == {"bbox", "keypoints"}
 
 
+@pytest.mark.fault
 def test_two_gloo_workers_equal_one(tmp_path: Path) -> None:
     # The same two images a step: on one worker, or one on each of two. What depends on the
     # division is switched off: batch statistics, random flips, images of other shapes.
@@ -125,6 +138,61 @@ def test_two_gloo_workers_equal_one(tmp_path: Path) -> None:
         torch.testing.assert_close(two_workers[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
+def train_beside_nobody(folder: str) -> None:
+    """Four steps of a worker; in each, one of two workers has the image without persons."""
+    names = "keypoint_names", "keypoint_flip_map"
+    like = MetadataCatalog.get("synthetic_people_val")
+    MetadataCatalog.get("one_of_two").set(**{name: getattr(like, name) for name in names})
+    person = {"bbox": [8, 8, 40, 40], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    person["keypoints"] = [x for k in range(17) for x in (8 + 2 * k, 40 - k, 2)]
+    records = [
+        {"file_name": f"{folder}/image.png", "image_id": i, "height": 64, "width": 64}
+        | {"annotations": [person] * i}
+        for i in (0, 1)
+    ]
+    DatasetCatalog.register("one_of_two", lambda: records)
+    settings = {
+        "DATASETS.TRAIN": ("one_of_two",),
+        "DATALOADER.FILTER_EMPTY_ANNOTATIONS": False,
+        "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE": 0,
+        "SOLVER.MAX_ITER": 4,
+        "DATASETS.TEST": (),
+    }
+    args = default_argument_parser().parse_args(arguments(Path(folder), **settings))
+    persons: list[int] = []
+
+    class Counting(InsPoseDatasetMapper):
+        def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+            persons.append(len(record["annotations"]))
+            return super().__call__(record)
+
+    cfg = train_net.setup(args)
+    loader = build_detection_train_loader(cfg, mapper=Counting(cfg))
+    with patch.object(Trainer, "build_train_loader", lambda *_: loader):
+        trainer = Trainer(cfg)
+    start = {name: value.clone() for name, value in trainer._trainer.model.state_dict().items()}
+    trainer.train()
+    end = trainer._trainer.model.state_dict()
+    seen = {"start": start, "end": end, "persons": torch.tensor(persons[:4])}
+    torch.save(seen, f"{folder}/worker_{comm.get_rank()}.pth")
+
+
+@pytest.mark.slow
+@pytest.mark.fault
+def test_worker_without_persons_keeps_up_with_the_other(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "image.png")
+    # A worker that waited for the other in vain would fail after these seconds.
+    limit = timedelta(seconds=20)
+    launch_workers(train_beside_nobody, 2, dist_url="auto", args=(str(tmp_path),), timeout=limit)
+    one, two = (torch.load(tmp_path / f"worker_{i}.pth", weights_only=True) for i in (0, 1))
+    assert (one["persons"] + two["persons"]).tolist() == [1, 1, 1, 1]
+    assert {0, 1} >= set(one["persons"].tolist())
+    assert not all(one["start"][name].equal(value) for name, value in one["end"].items())
+    for name, value in one["end"].items():
+        assert value.isfinite().all(), name
+        assert value.equal(two["end"][name]), name
+
+
 @pytest.mark.slow
 def test_torchrun_starts_two_workers_that_train_and_evaluate(tmp_path: Path) -> None:
     settings = {"SOLVER.MAX_ITER": 2, "SOLVER.IMS_PER_BATCH": 2}
@@ -132,3 +200,116 @@ def test_torchrun_starts_two_workers_that_train_and_evaluate(tmp_path: Path) -> 
     printed = launch([*command, "train_net.py", *arguments(tmp_path, **settings)])
     assert "World size: 2" in printed
     assert [x for x in metrics(tmp_path) if "keypoints/AP" in x]
+
+
+def start(output: Path, *flags: str, **settings: Any) -> "subprocess.Popen[str]":
+    """Start ``train_net.py`` and wait until it has done 20 steps."""
+    values = {"SOLVER.MAX_ITER": 100_000, "DATASETS.TEST": (), **settings}
+    command = [sys.executable, "-W", "ignore", "train_net.py", *arguments(output, *flags, **values)]
+    log = output / "log.txt"
+    process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=-1, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 120
+    while not log.exists() or "iter: 19 " not in log.read_text():
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        assert time.monotonic() < deadline, "no 20 steps in two minutes"
+        time.sleep(0.1)
+    return process
+
+
+def finish(process: "subprocess.Popen[str]", seconds: float) -> str:
+    """Wait for the end of a command; returns what it printed."""
+    try:
+        return process.communicate(timeout=seconds)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail(f"did not end within {seconds} s")
+
+
+def saved_step(output: Path) -> int:
+    """Number of the step that ``--resume`` goes on after."""
+    last = (output / "last_checkpoint").read_text()
+    assert last.startswith("model_0")
+    return int(torch.load(output / last, weights_only=True)["trainer"]["iteration"])
+
+
+def children(pid: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
+    return [int(x) for x in found.stdout.split()]
+
+
+TWO = ("--num-gpus", "2", "--dist-url", "auto")
+
+
+@pytest.mark.fault
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("signum", "status", "flags"),
+    [
+        (signal.SIGTERM, 143, ()),
+        (signal.SIGINT, 130, ()),
+        (signal.SIGTERM, 143, TWO),
+        (signal.SIGINT, 130, TWO),
+    ],
+)
+def test_signal_saves_the_step_and_sets_the_exit_status(
+    tmp_path: Path, signum: int, status: int, flags: tuple[str, ...]
+) -> None:
+    process = start(tmp_path, *flags)
+    process.send_signal(signum)
+    printed = finish(process, 10)
+    assert process.returncode == status, printed[-3000:]
+    assert "go on with --resume" in (tmp_path / "log.txt").read_text()
+    assert saved_step(tmp_path) >= 19
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.fault
+@pytest.mark.slow
+def test_signal_ends_an_evaluation_at_once(tmp_path: Path) -> None:
+    settings = {"DATASETS.TEST": ("synthetic_people_val",), "TEST.EVAL_PERIOD": 20}
+    process = start(tmp_path, **settings)
+    log = tmp_path / "log.txt"
+    while "Start inference on" not in log.read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    printed = finish(process, 10)
+    assert process.returncode == 143, printed[-3000:]
+    assert saved_step(tmp_path) == 19
+
+
+@pytest.mark.fault
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [(), TWO])
+def test_killed_loader_process_is_an_error_that_names_memory(
+    tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    process = start(tmp_path, *flags, **{"DATALOADER.NUM_WORKERS": 1})
+    # The second worker's loader, where there are two workers.
+    workers = [x for x in children(process.pid) if children(x)] if flags else [process.pid]
+    (loader, *_) = (x for x in children(workers[-1]) if b"train_net" in cmdline(x) or not flags)
+    os.kill(loader, signal.SIGKILL)
+    printed = finish(process, 5 if not flags else 15)
+    assert process.returncode == 1
+    assert "mostly killed for memory" in printed
+    assert "lower DATALOADER.NUM_WORKERS" in printed
+    assert saved_step(tmp_path) >= 19
+
+
+def cmdline(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+@pytest.mark.fault
+def test_best_checkpoint_is_kept_and_the_run_goes_on_from_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([10.0, 30.0, 20.0, 25.0])
+    monkeypatch.setattr(train_net.Trainer, "test", lambda *_: {"keypoints": {"AP": next(values)}})
+    run(tmp_path, **{"SOLVER.MAX_ITER": 3, "TEST.EVAL_PERIOD": 1})
+    run(tmp_path, "--resume", **{"SOLVER.MAX_ITER": 4, "TEST.EVAL_PERIOD": 1})
+    best = torch.load(tmp_path / "model_best.pth", weights_only=True)
+    assert (best["best_value"], best["iteration"]) == (30.0, 1)
+    assert best["trainer"]["iteration"] == 1
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 3

@@ -93,10 +93,10 @@ def peak_of(make: Callable[[], Prepare], persons: int, on_cuda: bool) -> dict[st
         run()
         return {"bytes before": before, "bytes more": torch.cuda.max_memory_allocated() - before}
     _give_back_free_memory()
-    before = _status("VmRSS")
+    before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (man 5 proc)
     run()
-    return {"bytes before": before, "bytes more": _status("VmHWM") - before}
+    return {"bytes before": before, "bytes more": status("VmHWM") - before}
 
 
 def _give_back_free_memory() -> None:
@@ -105,7 +105,7 @@ def _give_back_free_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _status(key: str) -> int:
+def status(key: str) -> int:
     """Read the resident memory (VmRSS) or its peak (VmHWM) from Linux, in bytes.
 
     Not ``ru_maxrss``: a new process inherits that of its parent.

@@ -7,17 +7,20 @@ format is COCO's: https://cocodataset.org/#format-data.
 """
 
 import json
+import logging
 import math
 import ntpath
 import os
 import posixpath
 import reprlib
 import shlex
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from detectron2.utils.file_io import PathManager
+
+logger = logging.getLogger(__name__)
 
 NUM_KEYPOINTS = 17  # COCO's persons
 MAX_PIXELS = 1_000_000  # no image is as wide; float32 and 64-bit sizes are still exact
@@ -80,6 +83,8 @@ def check_annotations(
 ) -> None:
     """Refuse a file in which :func:`find_problems` finds one.
 
+    To be trained on, it may have persons or keypoints that are not learned: a warning counts these.
+
     Args:
         json_file: path, as registered with Detectron2.
         num_keypoints: see :func:`find_problems`, as are the others.
@@ -99,6 +104,27 @@ def check_annotations(
         raise ValueError(
             f"{json_file}: {problem}\nAll problems of the file: "
             f"python -m inspose_d2.data.validate --json {shlex.quote(json_file)}{flags}"
+        )
+    if not evaluation:
+        _warn(json_file, coco)
+
+
+def _warn(json_file: str, coco: dict[str, Any]) -> None:
+    """Say what is not learned of a valid file though its author may think so: one line a kind."""
+    persons = [x for x in coco["annotations"] if not x.get("iscrowd") and not is_dropped(x)]
+    if without_key := sum("keypoints" not in x for x in persons):
+        logger.warning(
+            "%s: %d of %d persons lack the key `keypoints`: no pose of theirs is learned, their "
+            "boxes count neither as person nor as background",
+            json_file,
+            without_key,
+            len(persons),
+        )
+    if outside := count_outside(persons, coco["images"]):
+        logger.warning(
+            "%s: %d labelled keypoints lie outside their images: these are not learned",
+            json_file,
+            outside,
         )
 
 
@@ -153,6 +179,27 @@ def is_learned_from(annotation: dict[str, Any]) -> bool:
     if annotation.get("iscrowd") or is_dropped(annotation):
         return False
     return any(annotation.get("keypoints", ())[2::3])
+
+
+def count_outside(annotations: Iterable[dict[str, Any]], images: Iterable[dict[str, Any]]) -> int:
+    """Count labelled keypoints outside their images; the mapper makes them unlabelled.
+
+    Args:
+        annotations: valid ones of single persons.
+        images: valid ones; annotations of others are not counted.
+
+    Returns:
+        The number. Detectron2 adds 0.5 pixels on loading, and a point on the border is inside.
+    """
+    sizes = {image["id"]: (image["width"], image["height"]) for image in images}
+    count = 0
+    for annotation in annotations:
+        width, height = sizes.get(annotation["image_id"], (math.inf, math.inf))
+        numbers = iter(annotation.get("keypoints", ()))
+        for x, y, v in zip(numbers, numbers, numbers, strict=True):
+            inside = -0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5
+            count += v > 0 and not inside
+    return count
 
 
 def is_dropped(annotation: dict[str, Any]) -> bool:

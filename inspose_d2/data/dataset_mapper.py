@@ -62,7 +62,8 @@ class InsPoseDatasetMapper(DatasetMapper):
         aug_input = T.AugInput(image)
         transforms = self.augmentations(aug_input)
         image = aug_input.image
-        dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        # A copy: ascontiguousarray would leave a flipped image of one pixel, which torch refuses.
+        dataset_dict["image"] = torch.as_tensor(image.transpose(2, 0, 1).copy())
         if not self.is_train:
             dataset_dict.pop("annotations", None)
         elif "annotations" in dataset_dict:
@@ -98,6 +99,7 @@ class InsPoseDatasetMapper(DatasetMapper):
         if not self.use_keypoint:
             raise ValueError("InsPose learns from keypoints: set MODEL.KEYPOINT_ON: True")
         num_keypoints = len(self.keypoint_hflip_indices)
+        size = dataset_dict["width"], dataset_dict["height"]
         for annotation in dataset_dict["annotations"]:
             is_crowd = annotation.get("iscrowd", 0)
             if is_crowd:
@@ -106,6 +108,7 @@ class InsPoseDatasetMapper(DatasetMapper):
                 annotation["keypoints"] = [0.0] * (3 * num_keypoints)
             if "bbox" not in annotation:
                 annotation["bbox"] = _pseudo_box(annotation["keypoints"])
+            annotation["keypoints"] = _off_the_border(annotation["keypoints"], size)
         super()._transform_annotations(dataset_dict, transforms, image_shape)
         instances = dataset_dict["instances"]
         if not instances.has("gt_keypoints"):
@@ -122,6 +125,25 @@ def _keep_a_pixel(augmentation: Any) -> Any:
         augmentation.sample_style,
         augmentation.interp,
     )
+
+
+def _off_the_border(keypoints: list[float], size: tuple[int, int]) -> np.ndarray:
+    """Move keypoints on the right and lower borders inwards by less than a rounding of float32.
+
+    Resized from a width W to W', x == W becomes W * (W' / W). That may be above W' by a rounding
+    error, and Detectron2 would drop the keypoint as outside.
+
+    Args:
+        keypoints: x, y in pixels and v of each.
+        size: (W, H) of the image.
+
+    Returns:
+        (K, 3) the same; what is outside stays where it is.
+    """
+    points = np.reshape(np.asarray(keypoints, dtype=np.float64), (-1, 3)).copy()
+    xy, border = points[:, :2], np.asarray(size)
+    points[:, :2] = np.where(xy <= border, np.minimum(xy, border * (1 - 1e-12)), xy)
+    return points
 
 
 def _pseudo_box(keypoints: list[float]) -> list[float]:

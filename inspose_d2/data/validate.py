@@ -10,7 +10,13 @@ import sys
 from collections.abc import Collection
 from typing import Any
 
-from .annotations import find_problems, is_dropped, is_learned_from, load_annotations
+from .annotations import (
+    count_outside,
+    find_problems,
+    is_dropped,
+    is_learned_from,
+    load_annotations,
+)
 
 MAX_LINES = 50
 
@@ -48,25 +54,13 @@ def summarize(coco: Any, wrong: Collection[str] = ()) -> list[str]:
         "`keypoints`): no pose is learned, their boxes count neither as person nor as background",
         f"crowds: {len(crowds)}: their boxes count neither as person nor as background",
     ]
-    sizes = {image["id"]: (image["width"], image["height"]) for image in sound("images")}
-    num_outside = sum(
-        _num_outside(x, sizes[x["image_id"]]) for x in labelled if x["image_id"] in sizes
-    )
-    if num_outside:
-        lines.append(f"keypoints outside their image: {num_outside}: they count as not labelled")
+    if outside := count_outside(persons, sound("images")):
+        lines.append(f"keypoints: {outside} labelled ones outside their images: not learned")
     if num_dropped:
         lines.append(f"dropped: {num_dropped} annotations with an empty box or only bad polygons")
     if wrong:
         lines.append(f"not counted: {len(wrong)} entries with problems")
     return lines
-
-
-def _num_outside(person: dict[str, Any], size: tuple[int, int]) -> int:
-    """Count the labelled keypoints of a person that lie outside an image of (width, height)."""
-    points = zip(*(person["keypoints"][i::3] for i in range(3)), strict=True)
-    # Detectron2 adds half a pixel to COCO's coordinates before it compares.
-    inside = [0 <= x + 0.5 <= size[0] and 0 <= y + 0.5 <= size[1] for x, y, v in points if v]
-    return inside.count(False)
 
 
 def main() -> int:
