@@ -106,11 +106,12 @@ class TrainLoop(SimpleTrainer):
 
     def _next_batch(self) -> list[dict[str, Any]]:
         """Take a batch, once all workers have theirs and none is to stop."""
-        batch, failure = [], None
+        batch: list[dict[str, Any]] = []
+        failure: Exception | None = None
         try:
             batch = next(self._data_loader_iter)
         except Exception as error:  # noqa: BLE001  the others would wait for this worker
-            failure = error
+            failure = explain(error)
         said = "" if failure is None else f"{type(failure).__name__}: {failure}"
         signums, failures = zip(*comm.all_gather((self.stop.signum, said)), strict=True)
         if failure is not None:
@@ -181,6 +182,19 @@ class TrainLoop(SimpleTrainer):
         super().load_state_dict(state_dict)
         if self.grad_scaler.is_enabled() and "grad_scaler" in state_dict:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def explain(error: Exception) -> Exception:
+    """Say what may have ended a loader process, where that is the error; others stay.
+
+    Torch tells of it by a signal handler, at any moment, or meets a transfer that breaks off.
+    """
+    if isinstance(error, ConnectionError | EOFError) or "DataLoader worker (pid" in str(error):
+        return DataLoaderError(
+            f"{error}. A loader process that vanishes was mostly killed for memory (see dmesg): "
+            "lower DATALOADER.NUM_WORKERS or free memory, then --resume"
+        )
+    return error
 
 
 def _show(values: dict[str, float]) -> str:
