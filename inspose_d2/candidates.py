@@ -54,7 +54,8 @@ def select_by_score(
     Returns:
         The candidates, best first in each image.
     """
-    best = scores.topk(min(topk, scores.shape[1]), dim=1)
+    # sym_min and, in an export, also min of sizes that are not known yet.
+    best = scores.topk(torch.sym_min(topk, scores.shape[1]), dim=1)
     counts = (best.values > threshold).sum(dim=1).tolist()  # all that the host needs to know
     chosen = [row[:count] for row, count in zip(best.indices, counts, strict=True)]
     image = torch.cat([torch.full_like(own, number) for number, own in enumerate(chosen)])
