@@ -54,8 +54,10 @@ def select_by_score(
     Returns:
         The candidates, best first in each image.
     """
-    # sym_min and, in an export, also min of sizes that are not known yet.
-    best = scores.topk(torch.sym_min(topk, scores.shape[1]), dim=1)
+    size = scores.shape[1]
+    # min() would fix a size that torch.export leaves open; sym_min() fails in torch.jit.trace.
+    smaller = torch.sym_min if isinstance(size, torch.SymInt) else min
+    best = scores.topk(smaller(topk, size), dim=1)
     counts = (best.values > threshold).sum(dim=1).tolist()  # all that the host needs to know
     chosen = [row[:count] for row, count in zip(best.indices, counts, strict=True)]
     image = torch.cat([torch.full_like(own, number) for number, own in enumerate(chosen)])
