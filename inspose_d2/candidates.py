@@ -60,9 +60,11 @@ def select_by_score(
     Returns:
         The candidates, best first in each image.
     """
+    size = scores.shape[1]
+    # min() would fix a size that torch.export leaves open; sym_min() fails in torch.jit.trace.
+    smaller = torch.sym_min if isinstance(size, torch.SymInt) else min
     is_nan = scores.isnan()
-    # sym_min and, in an export, also min of sizes that are not known yet.
-    best = scores.masked_fill(is_nan, 0).topk(torch.sym_min(topk, scores.shape[1]), dim=1)
+    best = scores.masked_fill(is_nan, 0).topk(smaller(topk, size), dim=1)
     # All that the host needs to know, at once.
     counts, nans = torch.stack([(best.values > threshold).sum(dim=1), is_nan.sum(dim=1)]).tolist()
     if not torch.compiler.is_compiling() and any(nans):  # an export does not know yet
