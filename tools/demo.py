@@ -53,8 +53,9 @@ from inspose_d2.predictor import InsPosePredictor
 
 ROOT = Path(__file__).resolve().parent.parent
 # The model of commands that name none: that of `make demo`.
-DEFAULT_CONFIG = "quick/synthetic_people"
-DEFAULT_WEIGHTS = ROOT / "output" / "demo" / "model_final.pth"
+# In the package, so that the demo works at once: a small model of synthetic people.
+DEFAULT_CONFIG = "quick/synthetic_people_tiny"
+DEFAULT_WEIGHTS = "synthetic_people_tiny"
 
 IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # read from folders
 WRITTEN = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}  # a picture of another becomes name.gif.png
@@ -397,11 +398,6 @@ def make_config(args: argparse.Namespace) -> CfgNode:
         if args.config_file is not None:
             raise ValueError("--config-file needs --weights, the checkpoint to use")
         weights = DEFAULT_WEIGHTS
-        if not DEFAULT_WEIGHTS.is_file():
-            raise ValueError(
-                f"no weights: there is no {weights} yet. Run `make demo`, which trains them, or "
-                "give --config-file and --weights"
-            )
     cfg = get_cfg(args.config_file or DEFAULT_CONFIG, args.opts)
     cfg.MODEL.WEIGHTS = str(find_weights(weights))
     return cfg
