@@ -11,18 +11,16 @@ import export
 import numpy as np
 import pytest
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 
-from inspose_d2 import InsPose, add_inspose_config
+from inspose_d2 import InsPose, get_model
 from inspose_d2.export import OUTPUTS, InsPoseGraph, export_program
-from inspose_d2.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
-CONFIG = ROOT / "configs" / "quick" / "synthetic_people.yaml"
+CONFIG, WEIGHTS = "quick/synthetic_people_tiny", "synthetic_people_tiny"
 SIZES = [(250, 330), (256, 320), (129, 511), (320, 190), (216, 132)]  # (H, W), above 128
 SMALL_SIZES = [(97, 410), (31, 33), (20, 300)]
 MODELS = {
@@ -113,7 +111,7 @@ def test_model_stays_as_it_is(tiny_cfg: Callable[..., CfgNode]) -> None:
 
 def test_tool_says_which_extra_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: name == "onnx" or None)
-    arguments = ["--config-file", str(CONFIG), "--output", str(tmp_path / "model.onnx")]
+    arguments = ["--config-file", CONFIG, "--output", str(tmp_path / "model.onnx")]
     monkeypatch.setattr(sys, "argv", ["export.py", *arguments])
     with pytest.raises(SystemExit, match=r"onnxruntime, onnxscript: pip install .*\[export\]"):
         export.main()
@@ -130,7 +128,7 @@ def test_tool_refuses_a_bad_output_before_it_works(
     output: str,
     problem: str,
 ) -> None:
-    arguments = ["--config-file", str(CONFIG), "--output", str(tmp_path / output)]
+    arguments = ["--config-file", CONFIG, "--output", str(tmp_path / output)]
     monkeypatch.setattr(sys, "argv", ["export.py", *arguments])
     with pytest.raises(SystemExit):
         export.main()
@@ -144,48 +142,21 @@ def test_example_is_short_and_imports_no_torch() -> None:
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of the demo's model after a few steps: random ones make ties of equal maps."""
-    cfg = load_config()
-    cfg.OUTPUT_DIR = str(tmp_path_factory.mktemp("training"))
-    cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS = 60, 10
-    cfg.DATASETS.TEST = ()
-    cfg.SEED = 0
-    seed_all_rng(0)
-    Trainer(cfg).train()
-    return Path(cfg.OUTPUT_DIR) / "model_final.pth"
-
-
-def load_config() -> CfgNode:
-    cfg = get_cfg()
-    add_inspose_config(cfg)
-    cfg.merge_from_file(str(CONFIG))
-    cfg.MODEL.DEVICE = "cpu"
-    return cfg
+def trained() -> InsPose:
+    """Model of the package: random ones make ties of equal maps."""
+    return get_model(CONFIG, WEIGHTS, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def trained(weights: Path) -> InsPose:
-    model = build_model(load_config()).eval()
-    DetectionCheckpointer(model).load(str(weights))
-    model.score_threshold = 0.05  # it has seen little
-    return model
-
-
-@pytest.fixture(scope="module")
-def onnx_file(weights: Path) -> Path:
+def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file as the tool writes it, from the command line."""
     pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
-    output = weights.with_name("model.onnx")
-    run_tool(weights, output)
-    return output
-
-
-def run_tool(weights: Path, output: Path) -> None:
-    command = [sys.executable, "tools/export.py", "--config-file", str(CONFIG), "--output", output]
-    opts = ["MODEL.WEIGHTS", weights, "MODEL.INSPOSE.SCORE_THRESH_TEST", "0.05"]
+    output = tmp_path_factory.mktemp("export") / "model.onnx"
+    command = [sys.executable, "tools/export.py", "--config-file", CONFIG, "--output", output]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    opts = ["MODEL.WEIGHTS", WEIGHTS]
     subprocess.run([*command, *opts], cwd=ROOT, env=environment, check=True)
+    return output
 
 
 def pictures(dataset: str) -> Iterator[np.ndarray]:

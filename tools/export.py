@@ -22,13 +22,13 @@ import warnings
 from pathlib import Path
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 
-from inspose_d2 import add_inspose_config
+from inspose_d2 import get_cfg
+from inspose_d2.checkpoint import InsPoseCheckpointer
 from inspose_d2.export import export_onnx, export_program
+from inspose_d2.model_zoo import find_weights
 
 FORMATS = ("onnx", "pt2")
 
@@ -46,19 +46,18 @@ def export(config_file: str, opts: list[str], output: Path, file_format: str) ->
     """Build a model and write it.
 
     Args:
-        config_file: of the model.
-        opts: changes of the config, ``MODEL.WEIGHTS`` among them.
+        config_file: of the model, or its name.
+        opts: changes of the config, ``MODEL.WEIGHTS`` among them: a file, or a name of the zoo.
         output: file to write.
         file_format: one of ``FORMATS``.
     """
-    cfg = get_cfg()
-    add_inspose_config(cfg)
-    cfg.merge_from_file(config_file)
-    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *opts])
-    if not Path(cfg.MODEL.WEIGHTS).is_file():
-        logger.warning("MODEL.WEIGHTS %r is no file of trained InsPose", cfg.MODEL.WEIGHTS)
+    cfg = get_cfg(config_file, ["MODEL.DEVICE", "cpu", *opts])
+    if not cfg.MODEL.WEIGHTS:
+        logger.warning("MODEL.WEIGHTS is empty: the exported weights are random")
+    else:
+        cfg.MODEL.WEIGHTS = str(find_weights(cfg.MODEL.WEIGHTS))
     model = build_model(cfg)
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    InsPoseCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     start = time.perf_counter()
     if file_format == "onnx":
         export_onnx(model, output)
