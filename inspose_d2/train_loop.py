@@ -1,5 +1,6 @@
 """One step of training that never spoils the weights: Detectron2's `SimpleTrainer` with guards."""
 
+import math
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -139,36 +140,30 @@ class TrainLoop(SimpleTrainer):
         Gradients in half precision may overflow: the scaler skips such a step and goes on with a
         lower scale, which only tells of a fault when it never stops falling.
         """
-        values = {name: loss.item() for name, loss in losses.items()}
-        bad = [name for name, value in values.items() if not torch.tensor(value).isfinite()]
+        gradients = {
+            n: p.grad.norm() for n, p in self.model.named_parameters() if p.grad is not None
+        }
+        # All that the host needs to know, at once.
+        *numbers, is_finite = torch.stack(
+            [*losses.values(), torch.stack(list(gradients.values())).isfinite().all().float()]
+        ).tolist()
+        values = dict(zip(losses, numbers, strict=True))
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
         problem = ""
         if bad:
             problem = f"{', '.join(bad)} not finite ({_show(values)})"
         elif self.grad_scaler.is_enabled():
             if self.grad_scaler.get_scale() < LOWEST_SCALE:
                 problem = "gradients overflow in half precision at any scale"
-        elif not self._gradients_are_finite():
-            problem = (
-                f"losses finite ({_show(values)}), but not the gradient of {self._first_bad()}"
-            )
+        elif not is_finite:
+            name = next(name for name, norm in gradients.items() if not norm.isfinite())
+            problem = f"losses finite ({_show(values)}), but not the gradient of {name}"
         if problem:
             images = [image.get("image_id", image.get("file_name")) for image in batch]
             problem = f"{problem} on images {images} of worker {comm.get_rank()}"
         problems = [text for text in comm.all_gather(problem) if text]
         if problems:
             raise DivergedError(f"iteration {self.iter}: {'; '.join(problems)}")
-
-    def _gradients_are_finite(self) -> bool:
-        norms = [p.grad.norm() for p in self.model.parameters() if p.grad is not None]
-        return bool(torch.stack(norms).isfinite().all())
-
-    def _first_bad(self) -> str:
-        """Name of the first parameter whose gradient is not finite."""
-        return next(
-            name
-            for name, p in self.model.named_parameters()
-            if p.grad is not None and not p.grad.norm().isfinite()
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """Add the scaler's state to `SimpleTrainer`'s, as `AMPTrainer` does."""
