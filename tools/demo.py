@@ -88,8 +88,8 @@ class Demo:
         """Draw poses on a copy of the image."""
         return draw_poses(image, poses, metadata=self.metadata, scores=True)
 
-    def draw_kp_net(self, image: np.ndarray) -> np.ndarray:
-        """Draw the keypoint maps of the best pose on a copy of the image."""
+    def draw_kp_net(self, image: np.ndarray, number: int = 0) -> np.ndarray:
+        """Draw the keypoint maps of a pose, by default the best, on a copy of the image."""
         small = self.predictor.resize.get_transform(image).apply_image(image)
         small = small[:, :, ::-1] if self.predictor.cfg.INPUT.FORMAT == "RGB" else small
         inputs = {
@@ -97,7 +97,7 @@ class Demo:
             "height": image.shape[0],
             "width": image.shape[1],
         }
-        maps = keypoint_maps_of(self.predictor.model, inputs, [0])
+        maps = keypoint_maps_of(self.predictor.model, inputs, [number])
         return draw_keypoint_maps(
             image,
             maps.probs[0].cpu().numpy(),
