@@ -344,6 +344,19 @@ def test_register_key_registers_what_the_run_uses(
         register_datasets(cfg, training=False)
 
 
+def test_evaluation_does_not_need_the_training_set(
+    write: Callable[..., Path], five_cfg: Callable[..., CfgNode]
+) -> None:
+    path = write()
+    cfg = five_cfg(**{"DATASETS.TRAIN": ("not there",)})
+    cfg.DATASETS.REGISTER = [[NAME, str(path), str(path.parent)]]
+    register_datasets(cfg, training=False)
+    check_config(cfg, training=False)
+    cfg.freeze()
+    (batch,) = Trainer.build_test_loader(cfg, NAME)
+    assert batch[0]["image"].shape[0] == 3
+
+
 @pytest.mark.parametrize("entry", ["name", ["name", "a.json"], ["name", "a.json", 3], 7])
 def test_register_key_of_another_form_is_refused(
     five_cfg: Callable[..., CfgNode], entry: Any
@@ -485,6 +498,9 @@ def test_five_keypoints_are_trained_and_evaluated(
         pairs += ["DATASETS.REGISTER", str(sets)]
         parse = default_argument_parser().parse_args
         train_net.main(parse([*words, *pairs]))
+        for name in ("five_train", "five_val"):  # as in another process
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
         figures = train_net.main(parse([*words, "--eval-only", *pairs, *final]))["keypoints"]
         assert 0 <= figures["AP"] <= 100
         views = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(96,)"]
