@@ -17,8 +17,8 @@ setup(
     python_requires=">=3.10",
     # Detectron2 is needed too, but is on no package index: tools/install_detectron2.py.
     install_requires=[
-        "torch>=2.0",
-        "torchvision>=0.15",
+        "torch>=2.4",
+        "torchvision>=0.19",
         "fvcore>=0.1.5",
         "pycocotools>=2.0.2",
         "numpy",

@@ -16,6 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from inspose_d2 import ConfigError, get_cfg, list_configs
 from inspose_d2.checkpoint import InsPoseCheckpointer, NoValidCheckpoint
@@ -52,6 +53,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args)
     cfg.freeze()
     default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="inspose_d2", abbrev_name="inspose_d2")
     return cfg
 
 
@@ -115,7 +117,7 @@ def launch_workers(args: argparse.Namespace) -> None:
             args=(args,),
         )
     except torch.multiprocessing.ProcessExitedException as error:
-        sys.exit(error.exit_code)
+        sys.exit(error.exit_code if error.exit_code >= 0 else 128 - error.exit_code)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from .config import add_inspose_config, get_cfg, list_configs
 from .config_files import ConfigError
 from .data import register_coco_test_dev, register_synthetic_people
 from .inspose import InsPose
-from .model_zoo import get_model
+from .model_zoo import get_model, list_checkpoints
 from .predictor import InsPosePredictor
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "build_inspose_resnet_fpn_backbone",
     "get_cfg",
     "get_model",
+    "list_checkpoints",
     "list_configs",
 ]
 

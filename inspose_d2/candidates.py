@@ -60,20 +60,21 @@ def select_by_score(
     Returns:
         The candidates, best first in each image.
     """
-    best = scores.topk(min(topk, scores.shape[1]), dim=1)
-    # All that the host needs to know, at once. What is no number comes first in topk.
-    numbers = torch.stack([best.values > threshold, best.values.isnan()]).sum(dim=2)
-    counts, nans = numbers.tolist()
-    if any(nans):
+    size = scores.shape[1]
+    # min() would fix a size that torch.export leaves open; sym_min() fails in torch.jit.trace.
+    smaller = torch.sym_min if isinstance(size, torch.SymInt) else min
+    is_nan = scores.isnan()
+    best = scores.masked_fill(is_nan, 0).topk(smaller(topk, size), dim=1)
+    # All that the host needs to know, at once.
+    counts, nans = torch.stack([(best.values > threshold).sum(dim=1), is_nan.sum(dim=1)]).tolist()
+    if not torch.compiler.is_compiling() and any(nans):  # an export does not know yet
         logger.warning(
-            "at least %d person scores of %d images are not a number: are the weights, or the "
-            "images, damaged?",
+            "%d person scores of %d images are not a number: are the weights, or the images, "
+            "damaged?",
             sum(nans),
             len(nans) - nans.count(0),
         )
-    chosen = [
-        row[nan : nan + count] for row, nan, count in zip(best.indices, nans, counts, strict=True)
-    ]
+    chosen = [row[:count] for row, count in zip(best.indices, counts, strict=True)]
     image = torch.cat([torch.full_like(own, number) for number, own in enumerate(chosen)])
     index = torch.cat(chosen)
     return Candidates(image, index, locations.points[index], locations.strides[index], counts)

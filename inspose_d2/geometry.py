@@ -43,8 +43,9 @@ class Locations:
             compute_locations(size, stride, x.device)
             for x, size, stride in zip(features, sizes, strides, strict=True)
         ]
-        levels = [x.new_full((len(x),), i, dtype=torch.int64) for i, x in enumerate(points)]
-        of_stride = [x.new_full((len(x),), s) for x, s in zip(points, strides, strict=True)]
+        # shape, not len(): torch.export would take that for a constant.
+        levels = [x.new_full(x.shape[:1], i, dtype=torch.int64) for i, x in enumerate(points)]
+        of_stride = [x.new_full(x.shape[:1], s) for x, s in zip(points, strides, strict=True)]
         return cls(torch.cat(points), torch.cat(of_stride), torch.cat(levels), sizes)
 
     def grids(self) -> list[Tensor]:
@@ -68,7 +69,8 @@ def coordinate_scale(strides: Tensor) -> Tensor:
 def map_size(image_size: tuple[int, int], stride: int) -> tuple[int, int]:
     """Size (H, W), in cells, of the part of a map that the image covers, without its padding."""
     height, width = image_size
-    return -(-height // stride), -(-width // stride)
+    # Not -(-height // stride): ONNX rounds a negative quotient up.
+    return (height + stride - 1) // stride, (width + stride - 1) // stride
 
 
 def enclosing_boxes(keypoints: Tensor, labelled: Tensor) -> Tensor:

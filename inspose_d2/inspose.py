@@ -267,12 +267,16 @@ class InsPose(nn.Module):
         """
         _check_images(batched_inputs, num_channels=len(self.pixel_mean))
         images = [move_device_like(x["image"], self.pixel_mean) for x in batched_inputs]
-        images = [(x - self.pixel_mean) / self.pixel_std for x in images]
+        images = [self.normalize(x) for x in images]
         return ImageList.from_tensors(
             images,
             self.backbone.size_divisibility,
             padding_constraints=self.backbone.padding_constraints,
         )
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """Bring the colours (C, H, W), 0 to 255, to the range that the backbone knows."""
+        return (image - self.pixel_mean) / self.pixel_std
 
     def losses(
         self,
@@ -357,6 +361,34 @@ class InsPose(nn.Module):
         Returns:
             Per image ``Instances`` in pixels of the network input.
         """
+        poses = self.decode(predictions, locations, image_sizes)
+        return [
+            select_poses(
+                keypoints,
+                boxes,
+                scores,
+                size,
+                nms_threshold=self.nms_threshold,
+                max_poses=self.max_poses,
+                locations=where if with_locations else None,
+            )
+            for (keypoints, boxes, scores, where), size in zip(poses, image_sizes, strict=True)
+        ]
+
+    def decode(
+        self, predictions: Predictions, locations: Locations, image_sizes: list[tuple[int, int]]
+    ) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Run the KP-Nets of the candidates and decode their maps: the poses before NMS.
+
+        Args:
+            predictions: as for :meth:`inference`.
+            locations: the same.
+            image_sizes: the same.
+
+        Returns:
+            Per image keypoints (N, K, 3), boxes (N, 4) and scores (N,), see :func:`best_poses`, and
+            the numbers of their locations (N,).
+        """
         scores = predictions.person_logits.float().sigmoid()
         candidates = select_by_score(locations, scores, self.score_threshold, self.topk_candidates)
         scores = scores[candidates.image, candidates.index]
@@ -368,17 +400,21 @@ class InsPose(nn.Module):
             predictions.keypoint_features,
             [map_size(size, self.kp_net.stride) for size in image_sizes],
         )
+        counts = candidates.counts
+        nothing = [None] * len(counts)
+        per_image = zip(
+            cells.split(counts),
+            keypoint_scores.split(counts),
+            nothing if predictions.disk_offsets is None else predictions.disk_offsets,
+            nothing if boxes is None else boxes.split(counts),
+            scores.split(counts),
+            image_sizes,
+            strict=True,
+        )
+        where = candidates.index.split(counts)
         return [
-            self._poses_of_image(
-                cells[own],
-                keypoint_scores[own],
-                None if predictions.disk_offsets is None else predictions.disk_offsets[image],
-                None if boxes is None else boxes[own],
-                scores[own],
-                image_sizes[image],
-                candidates.index[own] if with_locations else None,
-            )
-            for image, own in enumerate(candidates.slices())
+            (*self._poses_of_image(*image), own)
+            for image, own in zip(per_image, where, strict=True)
         ]
 
     def _poses_of_image(
@@ -389,29 +425,22 @@ class InsPose(nn.Module):
         boxes: Tensor | None,
         scores: Tensor,
         image_size: tuple[int, int],
-        locations: Tensor | None,
-    ) -> Instances:
-        """Decode the peaks of an image's maps and keep the best poses."""
-        height, width = map_size(image_size, self.kp_net.stride)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Decode the peaks of an image's maps: keypoints, boxes and scores."""
+        _, map_width = map_size(image_size, self.kp_net.stride)
         keypoints = decode_keypoints(
             cells,
             keypoint_scores,
-            None if disk_offsets is None else disk_offsets[:, :height, :width],
+            disk_offsets,
             stride=self.kp_net.stride,
-            map_width=width,
+            map_width=map_width,
             image_size=image_size,
         )
         weight = self.keypoint_score_weight
         scores = scores ** (1 - weight) * keypoint_scores.mean(dim=1) ** weight
-        return select_poses(
-            keypoints,
-            boxes_of_poses(keypoints) if boxes is None else clip_boxes_to_image(boxes, image_size),
-            scores,
-            image_size,
-            nms_threshold=self.nms_threshold,
-            max_poses=self.max_poses,
-            locations=locations,
-        )
+        if boxes is None:
+            return keypoints, boxes_of_poses(keypoints), scores
+        return keypoints, clip_boxes_to_image(boxes, image_size), scores
 
 
 def _check_images(batched_inputs: list[dict[str, Any]], num_channels: int) -> None:

@@ -39,20 +39,24 @@ def decode_keypoints(
     Args:
         cells: (N, K) peak of each map, row * map_width + column.
         scores: (N, K) keypoint scores.
-        disk_offsets: (2K, H, W) offsets in cells as x0, y0, x1, ...; None takes the cell's centre.
+        disk_offsets: (2K, H, W) offsets in cells as x0, y0, x1, ..., where the maps may have
+            padding; None takes the cell's centre.
         stride: image pixels per cell.
-        map_width: W of the maps.
+        map_width: width of the maps without padding.
         image_size: (H, W) of the image in pixels.
 
     Returns:
         (N, K, 3) keypoints x, y in image pixels, score.
     """
-    index = torch.stack([cells % map_width, cells // map_width], dim=-1)  # (N, K, 2)
+    row = cells // map_width
+    # Not cells % map_width: torch.export fails on it where the width is not known.
+    column = cells - row * map_width
+    index = torch.stack([column, row], dim=-1)  # (N, K, 2)
     if disk_offsets is None:
         offset = torch.full_like(index, 0.5, dtype=scores.dtype)
     else:
-        per_keypoint = disk_offsets.flatten(1).unflatten(0, (-1, 2))  # (K, 2, H*W)
-        offset = per_keypoint[torch.arange(cells.shape[1], device=cells.device), :, cells]
+        per_keypoint = disk_offsets.unflatten(0, (-1, 2))  # (K, 2, H, W)
+        offset = per_keypoint[torch.arange(cells.shape[1], device=cells.device), :, row, column]
     height, width = image_size
     x, y = ((index + offset.to(scores.dtype)) * stride).unbind(-1)
     return torch.stack([x.clamp(0, width), y.clamp(0, height), scores], dim=-1)

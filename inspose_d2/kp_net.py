@@ -203,14 +203,8 @@ class KPNet:
             logits = self.logits(
                 params[chunk], candidates.points[chunk], candidates.strides[chunk], inputs[image]
             )
-            # On a CPU argmax is slow, amax over long rows is not: first the best block of rows.
             height, width = sizes[image]
-            block = width * math.gcd(height, 4)
-            blocks = logits.unflatten(2, (-1, block))
-            best = blocks.amax(dim=3).argmax(dim=2)  # (N, K)
-            in_best = blocks.gather(2, best[..., None, None].expand(-1, -1, 1, block))[:, :, 0]
-            cells[chunk] = best * block + in_best.argmax(dim=2)
-            scores[chunk] = logits.softmax(dim=2).amax(dim=2)
+            cells[chunk], scores[chunk] = find_peaks(logits, width * math.gcd(height, 4))
         return cells, scores
 
     def log_probs(
@@ -280,6 +274,25 @@ class KPNet:
         """Give what both kernels take first."""
         scales = coordinate_scale(candidates.strides)
         return [params, candidates.points, scales, candidates.image, features]
+
+
+def find_peaks(logits: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Find the peaks of keypoint maps (eq. 2).
+
+    Args:
+        logits: (N, K, H*W) maps.
+        block: cells that are looked through at once; must divide H*W.
+
+    Returns:
+        (N, K) int64 cell indices, the first of equal maxima, and (N, K) scores: the softmax
+        probability of the map at its peak.
+    """
+    # On a CPU argmax is slow, amax over long rows is not: first the best block.
+    blocks = logits.unflatten(2, (-1, block))
+    best = blocks.amax(dim=3).argmax(dim=2)  # (N, K)
+    in_best = blocks.gather(2, best[..., None, None].expand(-1, -1, 1, block))[:, :, 0]
+    cells = best * block + in_best.argmax(dim=2)
+    return cells, logits.softmax(dim=2).amax(dim=2)
 
 
 class _LogProbs(torch.autograd.Function):

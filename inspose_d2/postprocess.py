@@ -26,6 +26,31 @@ def boxes_of_poses(keypoints: Tensor) -> Tensor:
     return torch.cat([xy.amin(dim=1) - 0.5, xy.amax(dim=1) + 0.5], dim=1)
 
 
+def best_poses(
+    keypoints: Tensor, boxes: Tensor, scores: Tensor, *, nms_threshold: float, max_poses: int
+) -> tuple[Tensor, int]:
+    """Choose the poses that stay.
+
+    A pose with a keypoint, box or score that is not finite does not: it would suppress nothing,
+    and COCO's evaluation takes it for perfect.
+
+    Args:
+        keypoints: (N, K, 3) x, y in pixels, score.
+        boxes: (N, 4) of :func:`boxes_of_poses` or of the box head.
+        scores: (N,) pose scores.
+        nms_threshold: IoU above which the lower score goes.
+        max_poses: how many stay.
+
+    Returns:
+        Numbers of the poses that stay, best first, and how many of the N are finite.
+    """
+    finite = keypoints.flatten(1).isfinite().all(dim=1) & boxes.isfinite().all(dim=1)
+    # The number comes with nonzero: no other wait for the device before that of NMS.
+    finite = (finite & scores.isfinite()).nonzero().squeeze(1)
+    keep = finite[nms(boxes[finite], scores[finite], nms_threshold)[:max_poses]]
+    return keep, finite.shape[0]
+
+
 def select_poses(
     keypoints: Tensor,
     boxes: Tensor,
@@ -36,31 +61,27 @@ def select_poses(
     max_poses: int,
     locations: Tensor | None = None,
 ) -> Instances:
-    """Suppress double poses by their boxes and keep the best.
-
-    A pose with a keypoint, box or score that is not finite is dropped and a warning counts these:
-    it would suppress nothing, and COCO's evaluation takes it for perfect.
+    """Suppress double poses by their boxes and keep the best; a warning counts those not finite.
 
     Args:
-        keypoints: (N, K, 3) x, y in pixels, score.
-        boxes: (N, 4) of :func:`boxes_of_poses` or of the box head.
-        scores: (N,) pose scores.
+        keypoints: as for :func:`best_poses`.
+        boxes: the same.
+        scores: the same.
         image_size: (H, W) of the image.
-        nms_threshold: IoU above which the lower score goes.
-        max_poses: how many stay.
+        nms_threshold: as for :func:`best_poses`.
+        max_poses: the same.
         locations: (N,) numbers of the locations that the poses come from, or None.
 
     Returns:
         Instances with pred_boxes, scores, pred_classes (0), pred_keypoints and, if given,
         pred_locations, best first.
     """
-    finite = keypoints.flatten(1).isfinite().all(dim=1) & boxes.isfinite().all(dim=1)
-    finite = (finite & scores.isfinite()).nonzero().squeeze(1)
-    # Their number came with nonzero: no other wait for the device before that of NMS.
-    if len(finite) < len(scores):
-        dropped = len(scores) - len(finite)
+    keep, num_finite = best_poses(
+        keypoints, boxes, scores, nms_threshold=nms_threshold, max_poses=max_poses
+    )
+    if num_finite < len(scores):
+        dropped = len(scores) - num_finite
         logger.warning("dropped %d of %d poses of an image: not finite", dropped, len(scores))
-    keep = finite[nms(boxes[finite], scores[finite], nms_threshold)[:max_poses]]
     poses = Instances(
         image_size,
         pred_boxes=Boxes(boxes[keep]),

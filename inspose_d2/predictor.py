@@ -15,6 +15,7 @@ from PIL import Image
 
 from .checkpoint import InsPoseCheckpointer
 from .data.images import ImageError, ResizeShortestEdge, read_image, to_array
+from .model_zoo import find_weights
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class InsPosePredictor:
 
         Args:
             cfg: the whole config; not changed. The others, where given, go before its keys.
-            weights: checkpoint file, ``MODEL.WEIGHTS``.
+            weights: checkpoint file, or a name in :func:`list_checkpoints`; ``MODEL.WEIGHTS``.
             device: by default "cuda" where there is one, else "cpu", whatever ``MODEL.DEVICE`` is.
             score_threshold: ``MODEL.INSPOSE.SCORE_THRESH_TEST``, in [0, 1].
             nms_threshold: ``MODEL.INSPOSE.NMS_THRESH_TEST``, in [0, 1].
@@ -59,7 +60,7 @@ class InsPosePredictor:
         cfg.defrost()
         cfg.MODEL.DEVICE = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if weights is not None:
-            cfg.MODEL.WEIGHTS = os.fspath(weights)
+            cfg.MODEL.WEIGHTS = str(find_weights(weights))
         if score_threshold is not None:
             cfg.MODEL.INSPOSE.SCORE_THRESH_TEST = _fraction("score_threshold", score_threshold)
         if nms_threshold is not None:

@@ -1,5 +1,6 @@
 """One step of training that never spoils the weights: Detectron2's `SimpleTrainer` with guards."""
 
+import math
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -106,11 +107,12 @@ class TrainLoop(SimpleTrainer):
 
     def _next_batch(self) -> list[dict[str, Any]]:
         """Take a batch, once all workers have theirs and none is to stop."""
-        batch, failure = [], None
+        batch: list[dict[str, Any]] = []
+        failure: Exception | None = None
         try:
             batch = next(self._data_loader_iter)
         except Exception as error:  # noqa: BLE001  the others would wait for this worker
-            failure = error
+            failure = explain(error)
         said = "" if failure is None else f"{type(failure).__name__}: {failure}"
         signums, failures = zip(*comm.all_gather((self.stop.signum, said)), strict=True)
         if failure is not None:
@@ -138,36 +140,30 @@ class TrainLoop(SimpleTrainer):
         Gradients in half precision may overflow: the scaler skips such a step and goes on with a
         lower scale, which only tells of a fault when it never stops falling.
         """
-        values = {name: loss.item() for name, loss in losses.items()}
-        bad = [name for name, value in values.items() if not torch.tensor(value).isfinite()]
+        gradients = {
+            n: p.grad.norm() for n, p in self.model.named_parameters() if p.grad is not None
+        }
+        # All that the host needs to know, at once.
+        *numbers, is_finite = torch.stack(
+            [*losses.values(), torch.stack(list(gradients.values())).isfinite().all().float()]
+        ).tolist()
+        values = dict(zip(losses, numbers, strict=True))
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
         problem = ""
         if bad:
             problem = f"{', '.join(bad)} not finite ({_show(values)})"
         elif self.grad_scaler.is_enabled():
             if self.grad_scaler.get_scale() < LOWEST_SCALE:
                 problem = "gradients overflow in half precision at any scale"
-        elif not self._gradients_are_finite():
-            problem = (
-                f"losses finite ({_show(values)}), but not the gradient of {self._first_bad()}"
-            )
+        elif not is_finite:
+            name = next(name for name, norm in gradients.items() if not norm.isfinite())
+            problem = f"losses finite ({_show(values)}), but not the gradient of {name}"
         if problem:
             images = [image.get("image_id", image.get("file_name")) for image in batch]
             problem = f"{problem} on images {images} of worker {comm.get_rank()}"
         problems = [text for text in comm.all_gather(problem) if text]
         if problems:
             raise DivergedError(f"iteration {self.iter}: {'; '.join(problems)}")
-
-    def _gradients_are_finite(self) -> bool:
-        norms = [p.grad.norm() for p in self.model.parameters() if p.grad is not None]
-        return bool(torch.stack(norms).isfinite().all())
-
-    def _first_bad(self) -> str:
-        """Name of the first parameter whose gradient is not finite."""
-        return next(
-            name
-            for name, p in self.model.named_parameters()
-            if p.grad is not None and not p.grad.norm().isfinite()
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """Add the scaler's state to `SimpleTrainer`'s, as `AMPTrainer` does."""
@@ -181,6 +177,19 @@ class TrainLoop(SimpleTrainer):
         super().load_state_dict(state_dict)
         if self.grad_scaler.is_enabled() and "grad_scaler" in state_dict:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def explain(error: Exception) -> Exception:
+    """Say what may have ended a loader process, where that is the error; others stay.
+
+    Torch tells of it by a signal handler, at any moment, or meets a transfer that breaks off.
+    """
+    if isinstance(error, ConnectionError | EOFError) or "DataLoader worker (pid" in str(error):
+        return DataLoaderError(
+            f"{error}. A loader process that vanishes was mostly killed for memory (see dmesg): "
+            "lower DATALOADER.NUM_WORKERS or free memory, then --resume"
+        )
+    return error
 
 
 def _show(values: dict[str, float]) -> str:

@@ -34,7 +34,7 @@ from .data.train_loader import build_train_loader, mix
 from .evaluation import InsPoseEvaluator
 from .signals import Interrupted, StopRequest
 from .test_time_augmentation import InsPoseWithTTA
-from .train_loop import DataLoaderError, DivergedError, TrainLoop
+from .train_loop import DivergedError, TrainLoop, explain
 
 logger = logging.getLogger(__name__)
 
@@ -129,11 +129,8 @@ class Trainer(DefaultTrainer):
                 raise
             except BaseException as error:
                 self._save_last_step(error)
-                if "DataLoader worker" in str(error):
-                    raise DataLoaderError(
-                        f"{error}. A loader process that vanishes was mostly killed for memory "
-                        "(see dmesg): lower DATALOADER.NUM_WORKERS or free memory, then --resume"
-                    ) from error
+                if isinstance(error, Exception) and explain(error) is not error:
+                    raise explain(error) from error
                 raise
 
     def _save_last_step(self, error: BaseException) -> None:

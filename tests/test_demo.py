@@ -224,13 +224,15 @@ def test_arguments_that_do_not_fit_are_refused(
     assert message in capsys.readouterr().err
 
 
-def test_config_without_weights_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_config_without_weights_is_refused() -> None:
     args = demo.parse(["--input", "a", "--output", "o", "--config-file", "x.yaml"])
     with pytest.raises(ValueError, match="--config-file needs --weights"):
         demo.make_config(args)
-    monkeypatch.setattr(demo, "DEFAULT_WEIGHTS", tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"no weights: .*w\.pth.* `make demo`"):
-        demo.make_config(demo.parse(["--input", "a", "--output", "o"]))
+
+
+def test_default_is_the_model_in_the_package() -> None:
+    cfg = demo.make_config(demo.parse(["--input", "a", "--output", "o"]))
+    assert Path(cfg.MODEL.WEIGHTS).name == "synthetic_people_tiny.pth"
 
 
 def test_weights_that_are_not_there_are_refused() -> None:

@@ -9,7 +9,6 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "reliability.md").read_text()
 NUM_ROWS = 42
-ROWS_TO_COME = {*range(1, 5), *range(21, 27), *range(31, 43)}  # written beside this; then empty
 ROWS = {int(row[1]): row[0] for row in re.finditer(r"^\| (\d+) \|.*$", TEXT, re.MULTILINE)}
 TESTS = re.findall(r"`(tests/\w+\.py)::(\w+)`", TEXT)
 
@@ -26,13 +25,14 @@ def test_named_tests_exist(path: str) -> None:
 
 
 def test_all_faults_are_there_and_each_has_tests_with_the_mark() -> None:
-    assert set(range(1, NUM_ROWS + 1)) - ROWS.keys() == ROWS_TO_COME
+    assert ROWS.keys() == set(range(1, NUM_ROWS + 1))
     for number, row in ROWS.items():
         tests = re.findall(r"`(tests/\w+\.py)::(\w+)`", row)
         assert tests, number
         for path, name in tests:
             marks = [ast.unparse(x) for x in functions(path)[name].decorator_list]
-            assert "pytest.mark.fault" in marks, (number, name)
+            own = "\npytestmark = pytest.mark.fault\n" in (ROOT / path).read_text()
+            assert own or "pytest.mark.fault" in marks, (number, name)
 
 
 def test_nothing_looks_like_a_test_and_is_not_checked() -> None:

@@ -1,11 +1,17 @@
 """Steps that must not be taken: losses and gradients that are not finite, batches that fail."""
 
+import json
+import math
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from detectron2.engine import launch
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
@@ -130,3 +136,32 @@ def test_failure_of_another_worker_ends_this_one(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(DataLoaderError, match="worker 1 got no batch: OSError: image 7 is gone"):
         step(loop)
     assert values(loop) == [1.0, 1.0]
+
+
+def train_two(folder: str) -> None:
+    """One of two workers; the second one's loss is not finite in the second step."""
+    rank = comm.get_rank()
+    toy = Toy(lambda b: b * (math.nan if rank and calls else 1.0))
+    model = create_ddp_model(toy, device_ids=None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    calls: list[int] = []
+    loop = TrainLoop(model, iter(lambda: BATCH, None), optimizer, stop=StopRequest())
+    with EventStorage():
+        loop.run_step()
+        calls.append(1)
+        try:
+            loop.run_step()
+        except DivergedError as error:
+            said = {"error": str(error), "values": values(loop)}
+            Path(folder, f"{rank}.json").write_text(json.dumps(said))
+    comm.synchronize()  # gloo does not like an early end of the other
+
+
+@pytest.mark.slow
+def test_two_workers_stop_together_where_one_diverges(tmp_path: Path) -> None:
+    launch(train_two, 2, dist_url="auto", args=(str(tmp_path),))
+    for rank in (0, 1):
+        said = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert "loss_b not finite (loss_a 0.5, loss_b nan) on images" in said["error"]
+        assert "not the gradient of module.b on images [31, 17] of worker 0" in said["error"]
+        assert said["values"] == [0.5, 0.5]  # of the first step

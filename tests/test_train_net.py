@@ -285,19 +285,15 @@ def test_killed_loader_process_is_an_error_that_names_memory(
     tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
     process = start(tmp_path, *flags, **{"DATALOADER.NUM_WORKERS": 1})
-    # The second worker's loader, where there are two workers.
+    # The second worker's, where there are two workers.
     workers = [x for x in children(process.pid) if children(x)] if flags else [process.pid]
-    (loader, *_) = (x for x in children(workers[-1]) if b"train_net" in cmdline(x) or not flags)
+    (loader,) = children(workers[-1])
     os.kill(loader, signal.SIGKILL)
-    printed = finish(process, 5 if not flags else 15)
+    printed = finish(process, 20)  # 5 s and what a busy machine adds
     assert process.returncode == 1
     assert "mostly killed for memory" in printed
     assert "lower DATALOADER.NUM_WORKERS" in printed
     assert saved_step(tmp_path) >= 19
-
-
-def cmdline(pid: int) -> bytes:
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 @pytest.mark.fault

@@ -1,5 +1,6 @@
 """Batch, rate and steps on any number of workers; runs that are interrupted, fail and resume."""
 
+import contextlib
 import math
 import signal
 from collections.abc import Callable
@@ -10,7 +11,8 @@ import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, launch
+from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from inspose_d2 import InsPose, add_inspose_config
@@ -145,6 +147,24 @@ def test_interrupted_and_resumed_run_equals_the_uninterrupted_one(
     torch.manual_seed(99)  # the state of the random numbers is not needed
     parts.SEED = 5  # the seed comes from the checkpoint
     run(parts, resume=True)
+    assert_same(state(parts), state(whole))
+
+
+def run_or_stop(cfg: CfgNode, steps: int | None, resume: bool) -> None:
+    """Be one of two workers; only the first one is asked to stop."""
+    asked = steps if comm.is_main_process() else None
+    with contextlib.suppress(Interrupted):
+        run(cfg, asked, resume=resume)
+
+
+@pytest.mark.fault
+@pytest.mark.slow
+def test_two_workers_resume_exactly(short_cfg: Callable[..., CfgNode]) -> None:
+    whole, parts = short_cfg("whole"), short_cfg("parts")
+    launch(run_or_stop, 2, dist_url="auto", args=(whole, None, False))
+    launch(run_or_stop, 2, dist_url="auto", args=(parts, 7, False))
+    assert (Path(parts.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_0000006.pth"
+    launch(run_or_stop, 2, dist_url="auto", args=(parts, None, True))
     assert_same(state(parts), state(whole))
 
 

@@ -53,8 +53,9 @@ from inspose_d2.predictor import InsPosePredictor
 
 ROOT = Path(__file__).resolve().parent.parent
 # The model of commands that name none: that of `make demo`.
-DEFAULT_CONFIG = "quick/synthetic_people"
-DEFAULT_WEIGHTS = ROOT / "output" / "demo" / "model_final.pth"
+# In the package, so that the demo works at once: a small model of synthetic people.
+DEFAULT_CONFIG = "quick/synthetic_people_tiny"
+DEFAULT_WEIGHTS = "synthetic_people_tiny"
 
 IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # read from folders
 WRITTEN = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}  # a picture of another becomes name.gif.png
@@ -87,8 +88,8 @@ class Demo:
         """Draw poses on a copy of the image."""
         return draw_poses(image, poses, metadata=self.metadata, scores=True)
 
-    def draw_kp_net(self, image: np.ndarray) -> np.ndarray:
-        """Draw the keypoint maps of the best pose on a copy of the image."""
+    def draw_kp_net(self, image: np.ndarray, number: int = 0) -> np.ndarray:
+        """Draw the keypoint maps of a pose, by default the best, on a copy of the image."""
         small = self.predictor.resize.get_transform(image).apply_image(image)
         small = small[:, :, ::-1] if self.predictor.cfg.INPUT.FORMAT == "RGB" else small
         inputs = {
@@ -96,7 +97,7 @@ class Demo:
             "height": image.shape[0],
             "width": image.shape[1],
         }
-        maps = keypoint_maps_of(self.predictor.model, inputs, [0])
+        maps = keypoint_maps_of(self.predictor.model, inputs, [number])
         return draw_keypoint_maps(
             image,
             maps.probs[0].cpu().numpy(),
@@ -397,11 +398,6 @@ def make_config(args: argparse.Namespace) -> CfgNode:
         if args.config_file is not None:
             raise ValueError("--config-file needs --weights, the checkpoint to use")
         weights = DEFAULT_WEIGHTS
-        if not DEFAULT_WEIGHTS.is_file():
-            raise ValueError(
-                f"no weights: there is no {weights} yet. Run `make demo`, which trains them, or "
-                "give --config-file and --weights"
-            )
     cfg = get_cfg(args.config_file or DEFAULT_CONFIG, args.opts)
     cfg.MODEL.WEIGHTS = str(find_weights(weights))
     return cfg

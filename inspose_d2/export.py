@@ -1,0 +1,135 @@
+"""InsPose as one graph from an image to its poses, for torch.export and ONNX."""
+
+import copy
+import os
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torchvision.ops import clip_boxes_to_image
+
+from .candidates import Candidates
+from .geometry import Locations
+from .inspose import InsPose
+from .kp_net import KPNet, find_peaks
+from .postprocess import best_poses
+
+OUTPUTS = ("boxes", "scores", "keypoints")
+
+
+class InsPoseGraph(nn.Module):
+    """InsPose for one image: a tensor in, tensors out, and no size known beforehand."""
+
+    def __init__(self, model: InsPose) -> None:
+        """Take a copy of a model.
+
+        Args:
+            model: on the CPU; stays as it is.
+        """
+        super().__init__()
+        # With other memory layouts the exporter compares strides, and these depend on the size.
+        self.model = copy.deepcopy(model).eval().to(memory_format=torch.contiguous_format)
+        self.model.kp_net.__class__ = _KPNetAtOnce
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Find the poses of an image.
+
+        Args:
+            image: (3, H, W) uint8, colours in the order of ``INPUT.FORMAT``, at the size that the
+                network is to see.
+
+        Returns:
+            Of N poses, best first, N between 0 and ``TEST.DETECTIONS_PER_IMAGE``: boxes (N, 4) x0,
+            y0, x1, y1 and keypoints (N, K, 3) x, y, score in pixels of ``image``, and scores (N,).
+        """
+        model = self.model
+        height, width = image.shape[1], image.shape[2]
+        divisor = model.backbone.size_divisibility
+        padding = (0, -width % divisor, 0, -height % divisor)
+        predictions = model.predict(F.pad(model.normalize(image), padding)[None])
+        locations = Locations.of(predictions.params_features, model.strides)
+        ((keypoints, boxes, scores, _),) = model.decode(predictions, locations, [(height, width)])
+        keypoints, boxes, scores = _add_two(keypoints, boxes, scores)
+        keep, _ = best_poses(
+            keypoints, boxes, scores, nms_threshold=model.nms_threshold, max_poses=model.max_poses
+        )
+        # As detector_postprocess does for the eager model; it drops the two as well.
+        boxes = clip_boxes_to_image(boxes, (height, width))
+        keep = keep[(boxes[keep, 2:] > boxes[keep, :2]).all(dim=1)]
+        return boxes[keep], scores[keep], keypoints[keep]
+
+
+def _add_two(keypoints: Tensor, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Append two poses with boxes outside the image, behind all others.
+
+    torchvision tells the exporter that at least two boxes survive NMS; a program that relies on it
+    fails on an image with one person.
+    """
+    outside = boxes.new_tensor([[-2, -2, -1, -1], [-4, -4, -3, -3]])
+    return (
+        F.pad(keypoints, (0, 0, 0, 0, 0, 2)),
+        torch.cat([boxes, outside]),
+        F.pad(scores, (0, 2), value=-1.0),
+    )
+
+
+class _KPNetAtOnce(KPNet):
+    """KP-Nets of one image without the loop over chunks, whose length depends on the image."""
+
+    def peaks(
+        self,
+        params: Tensor,
+        candidates: Candidates,
+        features: Tensor,
+        sizes: list[tuple[int, int]],
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`KPNet.peaks`; all maps are in memory at once."""
+        ((height, width),) = sizes
+        # Not [:height, :width]: whether a slice is contiguous depends on the size, and asking fixes
+        # the answer.
+        features = features[0].index_select(1, torch.arange(height))
+        shared = self.shared_input(features.index_select(2, torch.arange(width)))
+        logits = self.logits(params, candidates.points, candidates.strides, shared)
+        return find_peaks(logits, width)
+
+
+def export_program(model: InsPose) -> ExportedProgram:
+    """Export a model with ``torch.export``.
+
+    Args:
+        model: on the CPU; stays as it is.
+
+    Returns:
+        Program of :class:`InsPoseGraph` for images of any height and width above 128 pixels.
+    """
+    sizes = {"image": {1: Dim.DYNAMIC, 2: Dim.DYNAMIC}}
+    with torch.no_grad():
+        return torch.export.export(InsPoseGraph(model), (_example(),), dynamic_shapes=sizes)
+
+
+def export_onnx(model: InsPose, path: str | os.PathLike[str]) -> None:
+    """Write a model as an ONNX file, for images of any height and width.
+
+    Args:
+        model: on the CPU; stays as it is.
+        path: file to write.
+    """
+    with torch.no_grad():
+        program = torch.onnx.export(
+            InsPoseGraph(model),
+            (_example(),),
+            dynamo=True,
+            dynamic_shapes={"image": {1: "height", 2: "width"}},
+            output_names=list(OUTPUTS),
+            verbose=False,
+        )
+    assert program is not None
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces with the paths of this machine
+    program.save(path)
+
+
+def _example() -> Tensor:
+    """Make an image whose size says nothing: no level is one cell wide, no numbers are equal."""
+    return torch.zeros(3, 232, 328, dtype=torch.uint8)
