@@ -1,0 +1,647 @@
+#!/usr/bin/env python
+"""Look at what a model is trained on, and at what an evaluated model does worst.
+
+    python tools/browse.py data --config-file quick/synthetic_people --output browse/data
+    python tools/browse.py results --config-file quick/synthetic_people --output browse/results
+
+Each writes pictures and index.html, a page to open in any browser, with no net.
+
+`data` takes the first images that training with this config (SEED, one worker) would see, after
+flips and resizing, and shows what is annotated and what the network is to learn from it: positive
+locations, regions left out, disk offsets, heatmaps.
+
+`results` matches the predictions of an evaluation (coco_instances_results.json) with the annotated
+persons as COCO's evaluation does, and shows the persons of the lowest OKS first, ground truth
+beside prediction, then the false positives. The matching is COCOeval's at OKS 0.5, the lowest that
+counts for AP: the 20 best predictions of an image, best first, each take the person that is still
+free and fits best. A person whom none takes is missed; the OKS given for it is that of the best
+prediction that took nobody.
+
+Exit status: 0, or 2 where it cannot be done.
+"""
+
+import argparse
+import contextlib
+import html
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import cv2
+import numpy as np
+import torch
+from demo import write_picture
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.file_io import PathManager
+from matplotlib import colormaps
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from tqdm import tqdm
+
+from inspose_d2 import InsPose, get_cfg
+from inspose_d2.data.images import read_image
+from inspose_d2.drawing import draw_poses
+from inspose_d2.geometry import Locations, map_size
+from inspose_d2.keypoint_codec import decode_keypoints
+from inspose_d2.target_generator import LEFT_OUT, Targets
+from inspose_d2.trainer import Trainer
+
+DONE, USAGE = 0, 2
+MATCH_OKS = 0.5  # the lowest threshold of COCO's AP
+SHOWN_SIZE = 640  # pixels, that the longer side of a small training image is enlarged to
+ROW_HEIGHT = 300  # pixels, of the pictures of a result
+MAX_ZOOM = 6.0
+WEAKEST = 0.25  # a predicted keypoint of a lower score is drawn as if it had this one
+# BGR. Persons of an image take these in turn; red, the fourth, is for what is left out.
+PERSON_COLORS = [
+    tuple(round(255 * x) for x in rgb[::-1])
+    for i, rgb in enumerate(colormaps["tab10"].colors)
+    if i != 3
+]
+LEFT_OUT_COLOR = (60, 60, 230)
+FRAME_COLOR = (0, 220, 255)
+
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5em auto; max-width: 1800px;
+       padding: 0 1em; color: #222; }
+h1 { font-size: 1.5em; } h2 { font-size: 1.2em; margin-top: 2em; }
+section { border-top: 1px solid #ccc; padding: .8em 0; }
+section h3 { font-size: 1em; margin: 0 0 .5em; } .missed, .false { color: #b00020; }
+.row { display: flex; flex-wrap: wrap; gap: .8em; align-items: flex-start; }
+figure { margin: 0; } figcaption { font-size: .85em; color: #555; }
+img { max-width: 100%; display: block; } .data figure { width: calc(25% - .6em); }
+.data img { width: 100%; } .results img { max-height: 300px; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+td, th { padding: .15em .8em; text-align: right; border-bottom: 1px solid #eee; }
+"""
+
+
+# The page
+
+
+@dataclass(frozen=True)
+class Section:
+    """Pictures that belong together, and what is to be said of them."""
+
+    title: str  # HTML
+    pictures: dict[str, np.ndarray]  # by caption
+
+
+class Page:
+    """An index.html that grows by sections, and its pictures."""
+
+    def __init__(self, folder: Path, kind: str, title: str) -> None:
+        self.folder = folder
+        self.kind = kind  # a class of the style sheet
+        self.title = title
+        self.body: list[str] = []
+        self.num_sections = 0
+
+    def add(self, text: str) -> None:
+        """Write HTML."""
+        self.body.append(text)
+
+    def add_section(self, section: Section) -> str:
+        """Write the pictures of a section; returns the name of its place in the page."""
+        anchor = f"{self.num_sections:05d}"
+        self.num_sections += 1
+        figures = []
+        for number, (caption, picture) in enumerate(section.pictures.items()):
+            name = f"pictures/{anchor}_{number}.jpg"
+            write_picture(self.folder / name, picture)
+            alt = html.escape(caption)
+            figures.append(
+                f'<figure><a href="{name}"><img src="{name}" alt="{alt}" loading="lazy"></a>'
+                f"<figcaption>{alt}</figcaption></figure>"
+            )
+        self.add(
+            f'<section id="{anchor}"><h3>{section.title}</h3>'
+            f'<div class="row">{"".join(figures)}</div></section>'
+        )
+        return anchor
+
+    def write(self) -> Path:
+        """Write the page; returns its path."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "index.html"
+        body = "\n".join(self.body)
+        path.write_text(
+            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            f"<title>{html.escape(self.title)}</title><style>{STYLE}</style></head>\n"
+            f'<body class="{self.kind}"><h1>{html.escape(self.title)}</h1>\n{body}\n'
+            "</body></html>\n",
+            encoding="utf-8",
+        )
+        return path
+
+
+def file_link(path: str) -> str:
+    """Link to a file on this machine, by its name."""
+    url = quote(Path(path).absolute().as_posix())
+    return f'<a href="file://{url}">{html.escape(Path(path).name)}</a>'
+
+
+# What training sees
+
+
+DATA_LEGEND = """
+<p>The first images of training, as the model gets them. Annotations: keypoints and boxes, those of
+crowds and of persons without keypoints too. Positive locations: in a person's colour the pseudo-box
+and each location that answers for the person, as the cell of its level (the larger, the coarser);
+in red what the classification loss leaves out. Disk offsets: from the middle of each cell that
+learns an offset a line to the keypoint, in a colour for each keypoint. Heatmaps: the strongest
+keypoint of each cell, in the same colours.</p>
+"""
+
+
+def browse_data(cfg: CfgNode, num: int, output: Path) -> Path:
+    """Write the page of training data; returns its path.
+
+    Args:
+        cfg: of a model InsPose.
+        num: of images, at most; each image of the data set comes once.
+        output: folder.
+
+    Raises:
+        ValueError: the config is another model's, or the data set has nothing to train on.
+    """
+    if cfg.MODEL.META_ARCHITECTURE != "InsPose":
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}: targets are InsPose's"
+        )
+    cfg = cfg.clone()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.TIMM.PRETRAINED = False  # the weights do not matter
+    cfg.SOLVER.IMS_PER_BATCH = 1
+    cfg.DATALOADER.NUM_WORKERS = 0
+    model = build_model(cfg)
+    loader = Trainer.build_train_loader(cfg)
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+    page = Page(output, "data", f"Training data: {', '.join(cfg.DATASETS.TRAIN)}")
+    page.add(DATA_LEGEND)
+    images = itertools.islice(loader, min(num, len(loader.dataset)))
+    for (inputs,) in tqdm(images, total=min(num, len(loader.dataset)), unit="image"):
+        page.add_section(data_section(model, inputs, metadata, cfg.INPUT.FORMAT))
+    return page.write()
+
+
+def targets_of(model: InsPose, inputs: dict[str, Any]) -> tuple[Targets, Locations]:
+    """Make the targets of one image, as a batch, and its locations, without running the network."""
+    height, width = model.preprocess_image([inputs]).tensor.shape[-2:]
+    sizes = [map_size((height, width), stride) for stride in model.strides]
+    locations = Locations.of([torch.zeros(1, 1, *size) for size in sizes], model.strides)
+    targets = model.target_generator(
+        [inputs["instances"]], locations, map_size((height, width), model.kp_net.stride)
+    )
+    return targets, locations
+
+
+def data_section(
+    model: InsPose, inputs: dict[str, Any], metadata: Metadata, image_format: str
+) -> Section:
+    """Draw one image of training with its targets."""
+    targets, locations = targets_of(model, inputs)
+    image = inputs["image"].permute(1, 2, 0).numpy()
+    image = np.ascontiguousarray(image[:, :, ::-1] if image_format == "RGB" else image)
+    zoom = max(1, round(SHOWN_SIZE / max(image.shape[:2])))
+    image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_NEAREST)
+    pictures = {
+        "annotations": draw_annotations(image, inputs["instances"], zoom, metadata),
+        "positive locations and regions left out": draw_locations(image, targets, locations, zoom),
+    }
+    if model.disk_offset_branch is not None:
+        stride = model.kp_net.stride
+        pictures["disk offsets"] = draw_disks(image, targets, stride, zoom)
+    if model.heatmap_branch is not None:
+        cell = zoom * model.target_generator.heatmap_stride
+        pictures["heatmaps"] = draw_heatmaps(image, targets.heatmaps[0], cell)
+    counts = ", ".join(
+        f"{name} {int((targets.positives.strides == stride).sum())}"
+        for name, stride in zip(model.in_features, model.strides, strict=True)
+    )
+    height, width = inputs["image"].shape[1:]
+    title = (
+        f"{file_link(inputs['file_name'])}, image id {inputs.get('image_id')}, "
+        f"{width} x {height} pixels; annotations: {len(inputs['instances'])}, "
+        f"labelled keypoints: {int(targets.num_labelled)}; positive locations: {counts}; "
+        f"left out: {int((targets.labels == LEFT_OUT).sum())} of {targets.labels.numel()}"
+    )
+    return Section(title, pictures)
+
+
+def draw_annotations(
+    image: np.ndarray, instances: Instances, zoom: int, metadata: Metadata
+) -> np.ndarray:
+    """Draw the keypoints and boxes of training on an enlarged image (H, W, 3)."""
+    keypoints = instances.gt_keypoints.tensor
+    poses = Instances(
+        image.shape[:2],
+        pred_keypoints=torch.cat([keypoints[..., :2] * zoom, keypoints[..., 2:] > 0], dim=-1),
+        pred_boxes=Boxes(instances.gt_boxes.tensor * zoom),
+    )
+    return draw_poses(image, poses, metadata=metadata, boxes=True)
+
+
+def draw_locations(
+    image: np.ndarray, targets: Targets, locations: Locations, zoom: int
+) -> np.ndarray:
+    """Draw positive locations, pseudo-boxes and what is left out on an enlarged image."""
+    canvas = cv2.addWeighted(image, 0.6, np.full_like(image, 128), 0.1, 0)
+    height, width = locations.sizes[0]
+    left_out = (targets.labels[0, : height * width] == LEFT_OUT).view(height, width).numpy()
+    cell = zoom * int(locations.strides[0])
+    left_out = enlarged(left_out, cell, canvas)
+    canvas[left_out] = 0.6 * canvas[left_out] + 0.4 * np.array(LEFT_OUT_COLOR)
+
+    boxes, person = targets.boxes.unique(dim=0, return_inverse=True)
+    half = targets.positives.strides[:, None] / 2
+    cells = torch.cat([targets.positives.points - half, targets.positives.points + half], dim=1)
+    for i, box in enumerate(boxes):
+        color = PERSON_COLORS[i % len(PERSON_COLORS)]
+        own = cells[person == i]
+        layer = canvas.copy()
+        for corners in own * zoom:
+            draw_rectangle(layer, corners, color, cv2.FILLED)
+        canvas = cv2.addWeighted(layer, 0.45, canvas, 0.55, 0)
+        for corners in own * zoom:
+            draw_rectangle(canvas, corners, color, 1)
+        draw_rectangle(canvas, box * zoom, color, 2)
+    return canvas
+
+
+def draw_disks(image: np.ndarray, targets: Targets, stride: int, zoom: int) -> np.ndarray:
+    """Draw lines from the cells with disk offsets to the keypoints on an enlarged image."""
+    mask, offsets = targets.disk_mask[0], targets.disk_offsets[0]
+    num_keypoints, _, width = mask.shape
+    channel, row, column = mask.nonzero(as_tuple=True)
+    cells = (row * width + column)[:, None].expand(-1, num_keypoints)
+    keypoints = decode_keypoints(
+        cells,
+        torch.ones(cells.shape),
+        offsets,
+        stride=stride,
+        map_width=width,
+        image_size=(image.shape[0] // zoom, image.shape[1] // zoom),
+    )[torch.arange(len(cells)), channel, :2]
+    starts = (torch.stack([column, row], dim=1) + 0.5) * stride
+    lines = (torch.stack([starts, keypoints], dim=1) * zoom - 0.5).round().int().tolist()
+    colors = keypoint_colors(num_keypoints).tolist()
+    canvas = image // 3
+    for (start, end), k in zip(lines, channel.tolist(), strict=True):
+        cv2.line(canvas, start, end, colors[k], 1, cv2.LINE_AA)
+        cv2.circle(canvas, end, 3, colors[k], cv2.FILLED, cv2.LINE_AA)
+    return canvas
+
+
+def draw_heatmaps(image: np.ndarray, heatmaps: torch.Tensor, cell: int) -> np.ndarray:
+    """Draw the strongest of heatmaps (K, h, w) in each cell of so many pixels of the image."""
+    value, index = heatmaps.max(dim=0)
+    light = value[..., None].numpy() * keypoint_colors(len(heatmaps))[index.numpy()]
+    return (image // 3 + 0.65 * enlarged(light, cell, image)).clip(0, 255).astype(np.uint8)
+
+
+def keypoint_colors(num_keypoints: int) -> np.ndarray:
+    """Colours (K, 3), BGR in [0, 255]."""
+    return 255 * colormaps["hsv"](np.arange(num_keypoints) / num_keypoints)[:, 2::-1]
+
+
+def enlarged(grid: np.ndarray, cell: int, image: np.ndarray) -> np.ndarray:
+    """Repeat values (h, w, ...) over cells of so many pixels; what lies beyond the image goes."""
+    return grid.repeat(cell, axis=0).repeat(cell, axis=1)[: image.shape[0], : image.shape[1]]
+
+
+def draw_rectangle(
+    canvas: np.ndarray, box: Sequence[float], color: tuple[int, ...], thickness: int
+) -> None:
+    """Draw the box x0, y0, x1, y1, continuous pixels of the canvas."""
+    x0, y0, x1, y1 = (round(float(x) - 0.5) for x in box)
+    cv2.rectangle(canvas, (x0, y0), (x1, y1), color, thickness, cv2.LINE_AA)
+
+
+# What a model does worst
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An annotated person with the prediction that COCO's matching gives it, or one of them."""
+
+    image_id: int
+    person: dict[str, Any] | None  # annotation; None of a false positive
+    prediction: dict[str, Any] | None  # in COCO's form; None where nothing fits at all
+    oks: float  # 0 of a false positive
+    is_found: bool
+
+    @property
+    def kind(self) -> str:
+        """What it is called in the page."""
+        if self.person is None:
+            return "false positive"
+        return "found" if self.is_found else "missed"
+
+
+RESULTS_LEGEND = f"""
+<p>Each annotated person with keypoints, the lowest OKS first. OKS and matching are those of COCO's
+evaluation (pycocotools) at OKS {MATCH_OKS}, the lowest that counts for AP: of each image the 20
+best predictions, best first, each take the person that is still free and fits best. A person whom
+none takes is <b class="missed">missed</b>: the OKS given is that of the best prediction that took
+nobody, which is the one shown. A <b class="false">false positive</b> took nobody, nor a crowd or a
+person without keypoints.</p>
+"""
+
+
+def browse_results(cfg: CfgNode, results: Path, num: int, output: Path) -> Path:
+    """Write the page of an evaluation; returns its path.
+
+    Args:
+        cfg: the first of DATASETS.TEST, and TEST.KEYPOINT_OKS_SIGMAS.
+        results: coco_instances_results.json of the evaluation.
+        num: of the persons, and of the false positives, that are shown in pictures.
+        output: folder.
+
+    Raises:
+        ValueError: the results are none, or of other images.
+    """
+    if not cfg.DATASETS.TEST:
+        raise ValueError("DATASETS.TEST is empty: which data set are these results of?")
+    name = cfg.DATASETS.TEST[0]
+    metadata = MetadataCatalog.get(name)
+    if not metadata.get("json_file"):
+        raise ValueError(f"{name} has no json_file: it is not in COCO's format")
+    Trainer.check_dataset(cfg, name, evaluation=True)
+    with contextlib.redirect_stdout(None):
+        coco = COCO(PathManager.get_local_path(metadata.json_file))
+    predictions = read_results(results, coco, cfg.MODEL.INSPOSE.NUM_KEYPOINTS)
+    persons, false_positives = match(coco, predictions, cfg.TEST.KEYPOINT_OKS_SIGMAS)
+
+    page = Page(output, "results", f"Evaluation: {name}")
+    missed = sum(not x.is_found for x in persons)
+    page.add(
+        f"<p>{file_link(str(results))}: {len(predictions)} predictions in {len(coco.imgs)} images; "
+        f"{len(persons)} persons with keypoints, {missed} missed; {len(false_positives)} false "
+        f"positives.</p>{RESULTS_LEGEND}"
+    )
+    files = {x["image_id"]: x["file_name"] for x in DatasetCatalog.get(name)}
+    by_image: dict[int, list[dict[str, Any]]] = {}
+    for prediction in predictions:
+        by_image.setdefault(prediction["image_id"], []).append(prediction)
+    anchors = []
+    bar = tqdm(total=min(num, len(persons)) + min(num, len(false_positives)), unit="picture")
+    for heading, findings in (
+        (f"The worst {min(num, len(persons))} of {len(persons)} persons", persons),
+        (
+            f"The first {min(num, len(false_positives))} of {len(false_positives)} false positives,"
+            " highest score first",
+            false_positives,
+        ),
+    ):
+        page.add(f"<h2>{heading}</h2>")
+        for finding in findings[:num]:
+            file = files[finding.image_id]
+            image = read_image(file, "BGR", cfg.INPUT.MAX_PIXELS)
+            annotated = [x for x in coco.imgToAnns[finding.image_id] if "keypoints" in x]
+            predicted = by_image.get(finding.image_id, [])
+            section = result_section(image, finding, annotated, predicted, file, metadata)
+            anchors.append(page.add_section(section))
+            bar.update()
+    bar.close()
+    page.add(table(persons, anchors, files))
+    return page.write()
+
+
+def read_results(path: Path, coco: COCO, num_keypoints: int) -> list[dict[str, Any]]:
+    """Read predictions in COCO's form.
+
+    Raises:
+        ValueError: the file is something else, or of another data set.
+    """
+    try:
+        predictions = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"--results {path}: no JSON: {error}") from error
+    if not isinstance(predictions, list):
+        raise ValueError(f"--results {path}: expected a list of predictions, as COCO defines it")
+    for number, prediction in enumerate(predictions):
+        where = f"--results {path}: prediction {number}"
+        missing = {"image_id", "category_id", "score", "keypoints"} - set(prediction)
+        if missing:
+            raise ValueError(f"{where} has no {', '.join(sorted(missing))}")
+        if prediction["image_id"] not in coco.imgs:
+            raise ValueError(
+                f"{where} is of image id {prediction['image_id']}, which the data set has not: is "
+                "DATASETS.TEST the one that was evaluated?"
+            )
+        if len(prediction["keypoints"]) != 3 * num_keypoints:
+            raise ValueError(
+                f"{where} has {len(prediction['keypoints'])} numbers for keypoints, expected "
+                f"3 x {num_keypoints} (MODEL.INSPOSE.NUM_KEYPOINTS)"
+            )
+    return predictions
+
+
+def match(
+    coco: COCO, predictions: list[dict[str, Any]], sigmas: Sequence[float]
+) -> tuple[list[Finding], list[Finding]]:
+    """Match predictions with persons by COCO's own code.
+
+    Args:
+        coco: annotations.
+        predictions: in COCO's form.
+        sigmas: of the keypoints; empty takes COCO's.
+
+    Returns:
+        All persons with keypoints, crowds apart, the lowest OKS first; and the false positives,
+        the highest score first.
+    """
+    with contextlib.redirect_stdout(None):
+        found = coco.loadRes(predictions) if predictions else COCO()
+        evaluation = COCOeval(coco, found, "keypoints")
+        if sigmas:
+            evaluation.params.kpt_oks_sigmas = np.array(sigmas)
+        evaluation.params.iouThrs = np.array([MATCH_OKS])
+        evaluation.params.areaRng = [[0, 1e10]]
+        evaluation.params.areaRngLbl = ["all"]
+        evaluation.evaluate()
+    persons, false_positives = [], []
+    for result in filter(None, evaluation.evalImgs):
+        image_id, category = result["image_id"], result["category_id"]
+        oks = evaluation.ious[image_id, category]
+        oks = np.reshape(oks, (len(result["dtIds"]), len(result["gtIds"])))
+        taken = result["dtMatches"][0] != 0
+        # The columns of OKS are in the order of the file, not in that of gtIds.
+        columns = coco.getAnnIds(imgIds=[image_id], catIds=[category])
+        matches = zip(result["gtIds"], result["gtMatches"][0], result["gtIgnore"], strict=True)
+        for person, prediction, ignored in matches:
+            if ignored:
+                continue
+            column = oks[:, columns.index(person)]
+            row = -1
+            if prediction:
+                row = result["dtIds"].index(prediction)
+            elif not taken.all():
+                row = int(np.where(taken, -1, column).argmax())
+            persons.append(
+                Finding(
+                    image_id,
+                    coco.anns[person],
+                    found.anns[result["dtIds"][row]] if row >= 0 else None,
+                    float(column[row]) if row >= 0 else 0.0,
+                    bool(prediction),
+                )
+            )
+        for number in (~taken & ~result["dtIgnore"][0]).nonzero()[0]:
+            prediction = found.anns[result["dtIds"][number]]
+            false_positives.append(Finding(image_id, None, prediction, 0.0, False))
+    persons.sort(key=lambda x: (x.oks, x.image_id))
+    false_positives.sort(key=lambda x: (-x.prediction["score"], x.image_id))
+    return persons, false_positives
+
+
+def result_section(
+    image: np.ndarray,
+    finding: Finding,
+    annotations: list[dict[str, Any]],
+    predictions: list[dict[str, Any]],
+    file: str,
+    metadata: Metadata,
+) -> Section:
+    """Draw a person's surroundings: ground truth, prediction; and the whole image.
+
+    Args:
+        image: (H, W, 3) BGR uint8.
+        finding: the person or false positive.
+        annotations: all of the image.
+        predictions: all of the image.
+        file: of the image.
+        metadata: of the data set.
+    """
+    part = surroundings((finding.person or finding.prediction)["bbox"], image.shape[:2])
+    whole = (0, 0, image.shape[1], image.shape[0])
+    best = max((x["score"] for x in predictions), default=0)
+    shown = [x for x in predictions if x["score"] >= 0.5 * best]
+    context = draw_part(image, whole, shown, metadata)
+    draw_rectangle(context, np.array(part) * (context.shape[1] / image.shape[1]), FRAME_COLOR, 2)
+    prediction = finding.prediction
+    annotated = annotations if finding.person is None else [finding.person]
+    predicted = [] if prediction is None else [prediction]
+    score = "none" if prediction is None else f"score {prediction['score']:.2f}"
+    pictures = {
+        "ground truth": draw_part(image, part, annotated, metadata),
+        f"prediction, {score}": draw_part(image, part, predicted, metadata),
+        "whole image, all predictions of at least half the best one's score": context,
+    }
+    kind, link = finding.kind, f"{file_link(file)}, image id {finding.image_id}"
+    if finding.person is None:
+        return Section(f'<span class="false">{kind}</span>, {score}, {link}', pictures)
+    title = (
+        f'OKS {finding.oks:.3f}, <span class="{kind}">{kind}</span>, {link}, annotation id '
+        f"{finding.person['id']}"
+    )
+    return Section(title, pictures)
+
+
+def surroundings(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Widen a box (x, y, width, height) by 0.4 of its longer side; x0, y0, x1, y1 in the image."""
+    x, y, width, height = box
+    margin = 0.4 * max(width, height) + 4
+    low = np.clip([x - margin, y - margin], 0, [size[1] - 1, size[0] - 1]).astype(int)
+    high = np.clip([x + width + margin, y + height + margin], low + 1, [size[1], size[0]])
+    return (*low.tolist(), *np.ceil(high).astype(int).tolist())
+
+
+def draw_part(
+    image: np.ndarray,
+    part: tuple[int, int, int, int],
+    people: Sequence[dict[str, Any]],
+    metadata: Metadata,
+) -> np.ndarray:
+    """Draw people, annotated or predicted, in a part of the image, at the height of a row."""
+    x0, y0, x1, y1 = part
+    zoom = min(ROW_HEIGHT / (y1 - y0), MAX_ZOOM)
+    size = max(1, round((x1 - x0) * zoom)), max(1, round((y1 - y0) * zoom))
+    picture = cv2.resize(image[y0:y1, x0:x1], size, interpolation=cv2.INTER_AREA)
+    scale = np.array(size) / (x1 - x0, y1 - y0)
+    if not people:
+        return picture
+    keypoints = np.array([np.reshape(x["keypoints"], (-1, 3)) for x in people], dtype=float)
+    # COCO counts from the first pixel's centre.
+    keypoints[..., :2] = (keypoints[..., :2] + 0.5 - (x0, y0)) * scale
+    for person, own in zip(people, keypoints, strict=True):
+        # Of an annotation 1 and 2 say how visible a keypoint is, 0 that it is not labelled.
+        own[:, 2] = own[:, 2].clip(WEAKEST, 1) if "score" in person else own[:, 2] > 0
+    poses = Instances(picture.shape[:2], pred_keypoints=torch.from_numpy(keypoints))
+    return draw_poses(picture, poses, metadata=metadata)
+
+
+def table(persons: Sequence[Finding], anchors: Sequence[str], files: dict[int, str]) -> str:
+    """List all persons as HTML; those with pictures link to them."""
+    lines = []
+    for number, person in enumerate(persons):
+        place = f"{number + 1}"
+        if number < len(anchors):
+            place = f'<a href="#{anchors[number]}">{place}</a>'
+        prediction = person.prediction
+        score = "" if prediction is None else f"{prediction['score']:.3f}"
+        lines.append(
+            f'<tr class="{person.kind}"><td>{place}</td><td>{person.oks:.3f}</td>'
+            f"<td>{person.kind}</td><td>{score}</td><td>{file_link(files[person.image_id])}</td>"
+            f"<td>{person.image_id}</td><td>{person.person['id']}</td></tr>"
+        )
+    rows = "\n".join(lines)
+    return (
+        "<h2>All persons</h2><table><tr><th></th><th>OKS</th><th></th><th>score</th><th>file</th>"
+        f"<th>image id</th><th>annotation id</th></tr>\n{rows}</table>"
+    )
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, what in (("data", "images"), ("results", "persons, and of false positives")):
+        command = commands.add_parser(name)
+        command.add_argument("--config-file", required=True, help="file or name")
+        command.add_argument("--output", type=Path, required=True, help="folder")
+        command.add_argument("--num", type=int, default=30, help=f"of {what} in pictures (30)")
+        if name == "results":
+            command.add_argument(
+                "--results",
+                type=Path,
+                help="by default inference/coco_instances_results.json in OUTPUT_DIR",
+            )
+        command.add_argument("opts", nargs=argparse.REMAINDER, help="config: KEY VALUE ...")
+    args = parser.parse_args(argv)
+    if args.num < 1:
+        parser.error(f"--num must be at least 1, got {args.num}")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the page; returns the exit status."""
+    args = parse(argv)
+    try:
+        cfg = get_cfg(args.config_file, args.opts)
+        if args.command == "data":
+            page = browse_data(cfg, args.num, args.output)
+        else:
+            default = Path(cfg.OUTPUT_DIR, "inference", "coco_instances_results.json")
+            page = browse_results(cfg, args.results or default, args.num, args.output)
+    except (OSError, ValueError) as error:
+        print(f"browse.py: {error}", file=sys.stderr)
+        return USAGE
+    print(f"see {page}")
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
