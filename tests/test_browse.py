@@ -195,6 +195,22 @@ def test_each_person_has_one_prediction_and_each_prediction_one_person(
     assert [x.prediction["score"] for x in false_positives] == [0.6]
 
 
+@pytest.mark.usefixtures("cfg")
+def test_missed_person_has_the_best_prediction_that_took_nobody(tmp_path: Path) -> None:
+    """The one that took the neighbour would fit better; a crowd comes first in the file."""
+    file = tmp_path / "annotations.json"
+    annotated = json.loads(file.read_text())
+    annotated["annotations"] += [person(6, 3, 180, 130), person(7, 3, 185, 130)]
+    file.write_text(json.dumps(annotated))
+    persons, _ = browse.match(
+        COCO(file), [guess(3, 180, 130, 0.9), guess(3, 210, 130, 0.5)], [SIGMA] * 17
+    )
+    worst, best = (x for x in persons if x.image_id == 3)
+    assert (worst.person["id"], worst.is_found) == (7, False)
+    assert worst.oks == pytest.approx(math.exp(-(25**2) / 200))
+    assert (best.person["id"], best.is_found, best.oks) == (6, True, 1)
+
+
 @pytest.mark.parametrize(
     ("predictions", "message"),
     [

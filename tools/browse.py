@@ -497,7 +497,7 @@ def match(
                     bool(prediction),
                 )
             )
-        for number in (~taken & ~result["dtIgnore"][0]).nonzero()[0]:
+        for number in (~taken).nonzero()[0]:
             prediction = found.anns[result["dtIds"][number]]
             false_positives.append(Finding(image_id, None, prediction, 0.0, False))
     persons.sort(key=lambda x: (x.oks, x.image_id))
@@ -532,7 +532,7 @@ def result_section(
     prediction = finding.prediction
     annotated = annotations if finding.person is None else [finding.person]
     predicted = [] if prediction is None else [prediction]
-    score = "none" if prediction is None else f"score {prediction['score']:.2f}"
+    score = "none is left" if prediction is None else f"score {prediction['score']:.2f}"
     pictures = {
         "ground truth": draw_part(image, part, annotated, metadata),
         f"prediction, {score}": draw_part(image, part, predicted, metadata),
