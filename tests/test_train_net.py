@@ -108,12 +108,14 @@ def test_training_evaluates_on_the_way_resumes_and_evaluates_alone(
     assert json.loads(predictions.read_text()) != plain
 
 
+@pytest.mark.slow
 def test_boxes_of_a_box_head_are_evaluated_beside_keypoints(tmp_path: Path) -> None:
     results = run(tmp_path, "--eval-only", **{"MODEL.INSPOSE.BOX_HEAD.ENABLED": True})
     assert results.keys() == {"bbox", "keypoints"}
 
 
 @pytest.mark.fault
+@pytest.mark.slow
 def test_two_gloo_workers_equal_one(tmp_path: Path) -> None:
     # The same two images a step: on one worker, or one on each of two. What depends on the
     # division is switched off: batch statistics, random flips, images of other shapes.
