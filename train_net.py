@@ -22,6 +22,7 @@ from inspose_d2 import ConfigError, get_cfg, list_configs
 from inspose_d2.checkpoint import InsPoseCheckpointer, NoValidCheckpoint
 from inspose_d2.config_check import check_config
 from inspose_d2.config_files import find_config
+from inspose_d2.data.keypoint_sets import register_datasets
 from inspose_d2.signals import STOPPING
 from inspose_d2.trainer import Trainer
 
@@ -41,6 +42,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
             )
         args.config_file = str(find_config(args.config_file))  # default_setup opens it
         cfg = get_cfg(args.config_file, args.opts)
+        register_datasets(cfg, training=not args.eval_only)
         check_config(cfg, training=not args.eval_only)
     except ConfigError as error:
         sys.stderr.write(f"train_net.py: {error}\n")

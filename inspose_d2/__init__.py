@@ -3,7 +3,12 @@
 from .backbone import build_inspose_resnet_fpn_backbone
 from .config import add_inspose_config, get_cfg, list_configs
 from .config_files import ConfigError
-from .data import register_coco_test_dev, register_synthetic_people
+from .data import (
+    register_coco_keypoints,
+    register_coco_test_dev,
+    register_crowdpose,
+    register_synthetic_people,
+)
 from .inspose import InsPose
 from .model_zoo import get_model, list_checkpoints
 from .predictor import InsPosePredictor
@@ -18,7 +23,9 @@ __all__ = [
     "get_model",
     "list_checkpoints",
     "list_configs",
+    "register_coco_keypoints",
 ]
 
 register_coco_test_dev()
+register_crowdpose()
 register_synthetic_people()

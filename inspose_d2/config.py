@@ -60,12 +60,17 @@ def add_inspose_config(cfg: CN) -> None:
     # fill the memory. The default is where Pillow begins to warn; at twice this it refuses too.
     cfg.INPUT.MAX_PIXELS = 89478485
 
+    # Keypoint sets to register, each [name, json file in COCO's format, folder of images], for
+    # DATASETS.TRAIN and TEST. Paths are below $DETECTRON2_DATASETS, by default "datasets", unless
+    # they are absolute. See register_coco_keypoints.
+    cfg.DATASETS.REGISTER = []
+
     cfg.MODEL.INSPOSE = CN()
 
     # Pyramid levels that predict persons, finest first (sec. 3.1: P3 to P7).
     cfg.MODEL.INSPOSE.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
-    # K, keypoints of a person; must equal the data set's (COCO: 17). Evaluation of another K needs
-    # K values in TEST.KEYPOINT_OKS_SIGMAS.
+    # K, keypoints of a person; must equal the data set's (COCO: 17). Flip pairs and OKS sigmas are
+    # the data set's too; TEST.KEYPOINT_OKS_SIGMAS, where it is not empty, goes before these.
     cfg.MODEL.INSPOSE.NUM_KEYPOINTS = 17
 
     # Towers of the classification and of the parameter head, each NUM_CONVS x

@@ -13,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from .config_files import ConfigError, did_you_mean
+from .data.keypoint_sets import unmirrored_keypoints, wrong_flip_pairs
 
 
 class Rule(NamedTuple):
@@ -218,24 +219,42 @@ def _data_problems(cfg: CfgNode, training: bool) -> Iterator[str]:
         yield f"{key} must name a data set, such as ('synthetic_people_val',); it is empty"
     for key, name in ((key, name) for key, group in names.items() for name in group):
         if name in DatasetCatalog:
-            yield from _metadata_problems(f"DATASETS.{key} {name!r}", name, k, key == "TRAIN")
+            yield from _metadata_problems(f"DATASETS.{key} {name!r}", name, k)
+            yield from _flip_problems(cfg, key, name)
         else:
             hint = did_you_mean(name, DatasetCatalog)
             yield (
                 f"DATASETS.{key} names {name!r}, which is not registered.{hint} A data set of "
-                "yours must be registered before, by detectron2.data.datasets."
-                "register_coco_instances for one"
+                "yours stands in DATASETS.REGISTER, or is registered before, by "
+                "inspose_d2.register_coco_keypoints"
             )
-    sigmas = cfg["TEST"]["KEYPOINT_OKS_SIGMAS"]
-    if names["TEST"] and len(sigmas or [0] * 17) != k:
+    own = cfg["TEST"]["KEYPOINT_OKS_SIGMAS"]
+    for name in names["TEST"]:
+        known = name in DatasetCatalog
+        sigmas = own or (MetadataCatalog.get(name).get("keypoint_oks_sigmas") if known else None)
+        if len(sigmas or [0] * 17) != k:
+            got = len(sigmas) if sigmas else "none, which means the 17 of COCO"
+            yield (
+                f"TEST.KEYPOINT_OKS_SIGMAS must be {k} values, one for each of "
+                f"MODEL.INSPOSE.NUM_KEYPOINTS, or empty for keypoint_oks_sigmas of the metadata of "
+                f"{name!r}; got {got}"
+            )
+    orders = {
+        tuple(MetadataCatalog.get(name).get("keypoint_names") or ()): name
+        for group in names.values()
+        for name in group
+        if name in DatasetCatalog
+    }
+    orders.pop((), None)
+    if len(set(map(len, orders))) == 1 and len(orders) > 1:
         yield (
-            f"TEST.KEYPOINT_OKS_SIGMAS must be {k} values, one for each of "
-            f"MODEL.INSPOSE.NUM_KEYPOINTS; got {len(sigmas) or 'none, which means the 17 of COCO'}"
+            f"the data sets {sorted(orders.values())} must have the same keypoint_names in the "
+            f"same order; got {[list(order) for order in orders]}"
         )
 
 
-def _metadata_problems(what: str, name: str, k: int, training: bool) -> Iterator[str]:
-    """What is wrong with the keypoints that a data set declares; training needs them."""
+def _metadata_problems(what: str, name: str, k: int) -> Iterator[str]:
+    """What is wrong with the number of keypoints that a data set declares."""
     metadata = MetadataCatalog.get(name)
     keypoints = metadata.get("keypoint_names")
     if keypoints is not None and len(keypoints) != k:
@@ -243,16 +262,31 @@ def _metadata_problems(what: str, name: str, k: int, training: bool) -> Iterator
             f"MODEL.INSPOSE.NUM_KEYPOINTS is {k}, but {what} has {len(keypoints)} keypoint_names: "
             f"set it to {len(keypoints)}"
         )
-    pairs = metadata.get("keypoint_flip_map")
-    if training and (keypoints is None or pairs is None):
-        yield (
-            f"{what} does not say keypoint_names and keypoint_flip_map (pairs of a left and a "
-            "right name), which flipped images need: set both by "
-            f"MetadataCatalog.get({name!r}).set(...)"
-        )
-    unknown = {x for pair in pairs or () for x in pair} - set(keypoints or ())
-    if keypoints is not None and unknown:
-        yield f"{what} has {sorted(unknown)} in keypoint_flip_map, which are no keypoint_names"
+
+
+def _flip_problems(cfg: CfgNode, split: str, name: str) -> Iterator[str]:
+    """What is wrong with the flip pairs of a data set; training cannot do without them."""
+    what, metadata = f"DATASETS.{split} {name!r}", MetadataCatalog.get(name)
+    keypoints, pairs = metadata.get("keypoint_names"), metadata.get("keypoint_flip_map")
+    if keypoints is None or pairs is None:
+        if split == "TRAIN":
+            yield (
+                f"{what} does not say keypoint_names and keypoint_flip_map (pairs of a left and a "
+                "right name), which flipped images need: set both by "
+                f"MetadataCatalog.get({name!r}).set(...)"
+            )
+        return
+    wrong = list(wrong_flip_pairs(keypoints, pairs))
+    yield from (f"{what}: keypoint_flip_map: {problem}" for problem in wrong)
+    views = cfg["TEST"]["AUG"]
+    cure = {"TRAIN": "INPUT.RANDOM_FLIP 'none'", "TEST": "TEST.AUG.FLIP False"}[split]
+    flips = {
+        "TRAIN": cfg["INPUT"]["RANDOM_FLIP"] == "horizontal",
+        "TEST": views["ENABLED"] and views["FLIP"],
+    }
+    if flips[split] and not wrong:
+        for problem in unmirrored_keypoints(keypoints, pairs):
+            yield f"{what}: {problem}. Mend keypoint_flip_map, or flip no images: {cure}"
 
 
 def _value(cfg: CfgNode, key: str) -> Any:

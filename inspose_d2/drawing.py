@@ -12,6 +12,8 @@ import numpy as np
 from detectron2.data.catalog import Metadata
 from detectron2.structures import Instances
 
+from .data.keypoint_sets import side_of
+
 # BGR. The paper's figure 2: left body blue, right body orange, the nose magenta.
 LEFT, RIGHT, MIDDLE = (255, 130, 40), (0, 140, 255), (255, 0, 255)
 ACROSS = (230, 230, 230)  # connections between left and right
@@ -48,7 +50,8 @@ def draw_poses(
         instances: N poses with pred_keypoints (N, K, 3): x, y in pixels of the image and a score
             in [0, 1]; points that are not finite are left out. pred_boxes and scores if asked for.
         metadata: of the data set, with keypoint_names and keypoint_connection_rules (Detectron2's;
-            the rules' own colours are not used). "left" or "right" in a name decides the colour.
+            the rules' own colours are not used). The side in a name (:func:`side_of`) decides the
+            colour.
             Without names the keypoints alone are drawn.
         keypoint_threshold: keypoints with a lower score are not drawn.
         boxes: whether to draw pred_boxes.
@@ -106,7 +109,7 @@ def _check_image(image: np.ndarray) -> None:
 
 def _color_of(name: str) -> Color:
     """Colour of a keypoint by the side in its name."""
-    return LEFT if "left" in name.lower() else RIGHT if "right" in name.lower() else MIDDLE
+    return {"left": LEFT, "right": RIGHT, "": MIDDLE}[side_of(name)[0]]
 
 
 def _limbs(metadata: Metadata, names: list[str]) -> list[tuple[int, int, Color]]:

@@ -1,13 +1,17 @@
 """COCO's figures of poses, with a definite answer to bad, missing and repeated predictions."""
 
+import contextlib
 import copy
+import io
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import chain
 from typing import Any
 
+import numpy as np
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import (
     COCOeval_opt,
@@ -16,7 +20,14 @@ from detectron2.evaluation.coco_evaluation import (
 )
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
+from pycocotools.coco import COCO
+from tabulate import tabulate
 from torch import Tensor
+
+try:
+    import faster_coco_eval  # the extra "eval": the same figures sooner
+except ImportError:
+    faster_coco_eval = None
 
 # What Detectron2 reports of each task.
 METRICS = {
@@ -25,6 +36,14 @@ METRICS = {
 }
 # COCO's code looks at no more predictions of an image and category, best first.
 MAX_DETECTIONS = {"bbox": 100, "keypoints": 20}
+# Keypoint AP on the images with so many persons, from and to; Detectron2 leaves names with a "-"
+# out of its summary line.
+AP_BY_PEOPLE = {
+    "AP-1-person": (1, 1),
+    "AP-2-to-3-persons": (2, 3),
+    "AP-4-to-6-persons": (4, 6),
+    "AP-7-or-more-persons": (7, float("inf")),
+}
 
 
 class InsPoseEvaluator(COCOEvaluator):
@@ -33,7 +52,9 @@ class InsPoseEvaluator(COCOEvaluator):
     Unlike ``COCOEvaluator`` it refuses predictions that are not finite (COCO's code takes them for
     perfect), reports AP 0 where nothing was predicted and NaN where there is nothing to find,
     counts a repeated image once, leaves what it is given unchanged, and keeps tensors rather than
-    Python numbers of each image until the end.
+    Python numbers of each image until the end. It also reports keypoint AP by the number of persons
+    in the image, takes sigmas from the metadata, and annotations whose ids begin with 0, which
+    COCO's code counts as never found. faster-coco-eval computes the figures where it is installed.
     """
 
     def __init__(
@@ -50,16 +71,18 @@ class InsPoseEvaluator(COCOEvaluator):
             dataset_name: a registered data set.
             tasks: of "keypoints", "bbox".
             output_dir: folder for ``coco_instances_results.json``; None writes none.
-            kpt_oks_sigmas: of each keypoint, ``TEST.KEYPOINT_OKS_SIGMAS``; empty takes COCO's.
+            kpt_oks_sigmas: of each keypoint, ``TEST.KEYPOINT_OKS_SIGMAS``; empty takes
+                ``keypoint_oks_sigmas`` of the data set's metadata, or COCO's where it has none.
 
         Raises:
             ValueError: another task.
         """
         if not tasks or not METRICS.keys() >= set(tasks):
             raise ValueError(f"tasks must be some of {list(METRICS)}, got {tasks}")
-        super().__init__(
-            dataset_name, tasks=tasks, output_dir=output_dir, kpt_oks_sigmas=kpt_oks_sigmas
-        )
+        sigmas = kpt_oks_sigmas or MetadataCatalog.get(dataset_name).get("keypoint_oks_sigmas", ())
+        super().__init__(dataset_name, tasks=tasks, output_dir=output_dir, kpt_oks_sigmas=sigmas)
+        if 0 in self._coco_api.anns:
+            _number_from_one(self._coco_api)
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Instances]]) -> None:
         """Take the predictions of a batch; they are copied.
@@ -94,8 +117,9 @@ class InsPoseEvaluator(COCOEvaluator):
             img_ids: images to evaluate, None for the whole data set.
 
         Returns:
-            Per task its ``METRICS`` in percent: 0 where nothing was predicted, NaN where there is
-            nothing to find. Empty without annotations (test-dev) and on all workers but the first.
+            Per task its ``METRICS`` in percent, of keypoints ``AP_BY_PEOPLE`` too: 0 where nothing
+            was predicted, NaN where there is nothing to find. Empty without annotations (test-dev)
+            and on all workers but the first.
         """
         comm.synchronize()
         gathered = list(chain(*comm.gather(self._predictions, dst=0)))
@@ -174,7 +198,16 @@ class InsPoseEvaluator(COCOEvaluator):
     def _evaluate_task(
         self, task: str, records: list[dict[str, Any]], img_ids: Sequence[int] | None
     ) -> dict[str, float]:
-        """Figures of a task; COCO's code can do without neither annotations nor predictions."""
+        """Figures of a task."""
+        figures = self._metrics(task, records, img_ids)
+        if task == "keypoints":
+            figures |= self._ap_by_people(records, img_ids)
+        return figures
+
+    def _metrics(
+        self, task: str, records: list[dict[str, Any]], img_ids: Sequence[int] | None
+    ) -> dict[str, float]:
+        """``METRICS`` of a task; COCO's code can do without neither annotations nor predictions."""
         if not self._has_truth(task, img_ids):
             self._logger.warning(
                 "%s has nothing to find for the task %s: all its figures are NaN",
@@ -190,20 +223,92 @@ class InsPoseEvaluator(COCOEvaluator):
             records,
             task,
             kpt_oks_sigmas=self._kpt_oks_sigmas,
-            cocoeval_fn=COCOeval_opt,
+            cocoeval_fn=make_coco_eval,
             img_ids=img_ids,
         )
         names = self._metadata.get("thing_classes")
         return self._derive_coco_results(evaluation, task, class_names=names)
 
+    def _ap_by_people(
+        self, records: list[dict[str, Any]], img_ids: Sequence[int] | None
+    ) -> dict[str, float]:
+        """``AP_BY_PEOPLE``; together they cost less than one more evaluation."""
+        counts = count_people(self._coco_api)
+        wanted = counts.keys() if img_ids is None else counts.keys() & set(img_ids)
+        figures, rows = {}, []
+        for name, (low, high) in AP_BY_PEOPLE.items():
+            images = [image_id for image_id in wanted if low <= counts[image_id] <= high]
+            figures[name] = self._keypoint_ap(records, set(images)) if images else float("nan")
+            rows.append((name, len(images), sum(counts[x] for x in images), figures[name]))
+        table = tabulate(
+            rows,
+            headers=("metric", "images", "persons", "AP"),
+            tablefmt="pipe",
+            floatfmt=".3f",
+        )
+        self._logger.info("Keypoint AP by the number of persons in the image:\n%s", table)
+        return figures
+
+    def _keypoint_ap(self, records: list[dict[str, Any]], images: Collection[int]) -> float:
+        """Keypoint AP of some images, each with a person to find."""
+        found = [record for record in records if record["image_id"] in images]
+        if not found:
+            return 0.0
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation = make_coco_eval(self._coco_api, self._coco_api.loadRes(found), "keypoints")
+            params = evaluation.params
+            params.imgIds = sorted(images)
+            params.areaRng, params.areaRngLbl = params.areaRng[:1], params.areaRngLbl[:1]  # all
+            if self._kpt_oks_sigmas:
+                params.kpt_oks_sigmas = np.array(self._kpt_oks_sigmas)
+            evaluation.evaluate()
+            evaluation.accumulate()
+        precision = evaluation.eval["precision"]
+        return 100 * float(precision[precision > -1].mean())
+
     def _has_truth(self, task: str, img_ids: Sequence[int] | None) -> bool:
         """Whether COCO counts any annotation of the images: of a person, with keypoints."""
         return any(
-            not annotation.get("iscrowd", 0)
-            and (task == "bbox" or annotation.get("num_keypoints", 0) > 0)
-            and (img_ids is None or annotation["image_id"] in img_ids)
+            _counts(annotation, task) and (img_ids is None or annotation["image_id"] in img_ids)
             for annotation in self._coco_api.anns.values()
         )
+
+
+def make_coco_eval(truth: COCO, detections: COCO, task: str) -> Any:
+    """Make a ``COCOeval``, the fastest there is: faster-coco-eval's, Detectron2's, pycocotools'.
+
+    faster-coco-eval's ``init_as_pycocotools()``, which would replace pycocotools for the whole
+    program, breaks ``detectron2.evaluation``.
+
+    Args:
+        truth: the annotations.
+        detections: ``truth.loadRes(records)``.
+        task: "keypoints" or "bbox".
+    """
+    if faster_coco_eval is None:
+        return COCOeval_opt(truth, detections, task)
+    faster = (faster_coco_eval.COCO(coco.dataset) for coco in (truth, detections))
+    return faster_coco_eval.COCOeval_faster(*faster, task, print_function=print)
+
+
+def count_people(truth: COCO) -> Counter[int]:
+    """Persons with labelled keypoints, without crowds, by the id of each image that has any."""
+    people = (x for x in truth.anns.values() if _counts(x, "keypoints"))
+    return Counter(person["image_id"] for person in people)
+
+
+def _counts(annotation: dict[str, Any], task: str) -> bool:
+    """Whether COCO wants an annotation to be found."""
+    labelled = task == "bbox" or annotation.get("num_keypoints", 0) > 0
+    return labelled and not annotation.get("iscrowd", 0)
+
+
+def _number_from_one(coco: COCO) -> None:
+    """Give the annotations other ids: to COCO's code one matched with id 0 is not matched."""
+    for number, annotation in enumerate(coco.dataset["annotations"], start=1):
+        annotation["id"] = number
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
 
 
 def _tensor(field: Tensor | Boxes) -> Tensor:

@@ -14,7 +14,9 @@ from detectron2.structures import Instances
 from PIL import Image
 
 from .checkpoint import InsPoseCheckpointer
+from .config_files import ConfigError
 from .data.images import ImageError, ResizeShortestEdge, read_image, to_array
+from .data.keypoint_sets import register_datasets
 from .model_zoo import find_weights
 
 logger = logging.getLogger(__name__)
@@ -68,6 +70,10 @@ class InsPosePredictor:
         if max_poses is not None:
             cfg.TEST.DETECTIONS_PER_IMAGE = _count("max_poses", max_poses)
         self.cfg = cfg
+        try:
+            register_datasets(cfg, training=False)
+        except ConfigError as error:  # the files may be where it was trained
+            logger.warning("%s: poses are found, but drawn without names and limbs", error)
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
         self.model = build_model(cfg).eval()

@@ -32,7 +32,8 @@ class InsPoseWithTTA(nn.Module):
 
         Args:
             cfg: the whole config; read are ``TEST.AUG.{MIN_SIZES, MAX_SIZE, FLIP}`` (not ENABLED),
-                ``TEST.DETECTIONS_PER_IMAGE`` and, to flip, the data sets of ``DATASETS.TRAIN``.
+                ``TEST.DETECTIONS_PER_IMAGE`` and, to flip, the data sets of ``DATASETS.TEST``,
+                else of ``DATASETS.TRAIN``.
             model: any model that gives poses as :class:`InsPose` does.
         """
         super().__init__()
@@ -240,13 +241,13 @@ def _content(view: Instances) -> tuple[list[float], ...]:
 
 
 def _flip_indices(cfg: CfgNode) -> list[int]:
-    """For each keypoint the number of its mirror image, by the metadata of ``DATASETS.TRAIN``."""
-    names = cfg.DATASETS.TRAIN
+    """For each keypoint the number of its mirror image, by the metadata of the data sets."""
+    names = cfg.DATASETS.TEST or cfg.DATASETS.TRAIN
     try:
         return create_keypoint_hflip_indices(names)
     except (AttributeError, IndexError) as error:
         raise ValueError(
-            f"TEST.AUG.FLIP swaps left and right keypoints, but the metadata of DATASETS.TRAIN "
+            f"TEST.AUG.FLIP swaps left and right keypoints, but the metadata of the data sets "
             f"{names} has no keypoint_names and keypoint_flip_map: set these with "
             "MetadataCatalog.get(name).set(...), or set TEST.AUG.FLIP False"
         ) from error

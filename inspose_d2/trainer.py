@@ -30,6 +30,7 @@ from .checkpoint import BestCheckpointer, CheckpointError, InsPoseCheckpointer
 from .config_check import check_config
 from .data.annotations import check_annotations
 from .data.dataset_mapper import InsPoseDatasetMapper
+from .data.keypoint_sets import register_datasets
 from .data.train_loader import build_train_loader, mix
 from .evaluation import InsPoseEvaluator
 from .signals import Interrupted, StopRequest
@@ -68,8 +69,9 @@ class Trainer(DefaultTrainer):
             cfg: the whole config.
 
         Raises:
-            ConfigError: see :func:`check_config`.
+            ConfigError: see :func:`register_datasets` and :func:`check_config`.
         """
+        register_datasets(cfg)
         check_config(cfg)
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):

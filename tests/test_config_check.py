@@ -222,7 +222,7 @@ def test_sigmas_must_be_as_many_as_keypoints(
         ),
         (
             {"keypoint_names": ["left", "right"], "keypoint_flip_map": [("left", "rihgt")]},
-            "['rihgt'] in keypoint_flip_map, which are no keypoint_names",
+            "keypoint_flip_map: ['rihgt'] are no keypoint_names",
         ),
     ],
 )

@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
+from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
-from inspose_d2.evaluation import METRICS, InsPoseEvaluator
+from inspose_d2 import evaluation
+from inspose_d2.evaluation import AP_BY_PEOPLE, METRICS, InsPoseEvaluator, make_coco_eval
 
 NAME = "tiny_people"
 # Three keypoints with sigma 0.1 and a person of area 50 * 50. If all three are d pixels off,
@@ -36,6 +39,9 @@ PERSON = {
     "keypoints": [value for x, y in TRUTH for value in (x, y, 2)],
     "num_keypoints": 3,
 }
+# Figures where nothing was predicted of images with one person each.
+NO_POSES = {task: dict.fromkeys(names, 0.0) for task, names in METRICS.items()}
+NO_POSES["keypoints"] |= dict.fromkeys(AP_BY_PEOPLE, math.nan) | {"AP-1-person": 0.0}
 Make = Callable[..., InsPoseEvaluator]
 
 
@@ -97,6 +103,13 @@ def fields_of(output: dict[str, Instances]) -> dict[str, Tensor]:
     return {key: getattr(value, "tensor", value) for key, value in fields.items()}
 
 
+def assert_equal(results: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Compare the figures of each task; NaN equals NaN."""
+    assert results.keys() == expected.keys()
+    for task, figures in results.items():
+        assert figures == pytest.approx(expected[task], abs=1e-9, nan_ok=True)
+
+
 def written(tmp_path: Path) -> list[dict[str, Any]]:
     """The result file, read as strict JSON."""
     text = (tmp_path / "out" / "coco_instances_results.json").read_text()
@@ -109,7 +122,10 @@ def test_figures_are_those_of_coco_with_own_sigmas(evaluator: Make, tmp_path: Pa
     made.process([image(1), image(2)], [found((0.9, 10)), found((0.8, 10))])
     results = made.evaluate()
     assert results["keypoints"] == pytest.approx(
-        {"AP": 30, "AP50": 100, "AP75": 0, "APm": 30, "APl": math.nan}, nan_ok=True
+        {"AP": 30, "AP50": 100, "AP75": 0, "APm": 30, "APl": math.nan}
+        | dict.fromkeys(AP_BY_PEOPLE, math.nan)
+        | {"AP-1-person": 30},
+        nan_ok=True,
     )
     # Boxes: IoU 40 / 60 = 0.67 is above four thresholds.
     assert results["bbox"]["AP"] == pytest.approx(40)
@@ -157,7 +173,7 @@ def test_nothing_predicted_is_zero(
 ) -> None:
     made = evaluator(tasks=("bbox", "keypoints"))
     made.process([image(1), image(2)][: len(outputs)], outputs)
-    assert made.evaluate() == {task: dict.fromkeys(names, 0.0) for task, names in METRICS.items()}
+    assert_equal(made.evaluate(), NO_POSES)
     assert "Nothing was predicted" in caplog.text
     assert written(tmp_path) == []
 
@@ -184,7 +200,7 @@ def test_nothing_to_find_is_nan_and_a_warning(
     made = evaluator(annotations)
     made.process([image(1)], outputs)
     figures = made.evaluate()["keypoints"]
-    assert figures.keys() == set(METRICS["keypoints"])
+    assert figures.keys() == {*METRICS["keypoints"], *AP_BY_PEOPLE}
     assert all(math.isnan(value) for value in figures.values())
     assert f"{NAME} has nothing to find for the task keypoints" in caplog.text
     assert len(written(tmp_path)) == len(outputs[0]["instances"])
@@ -292,7 +308,7 @@ def test_model_without_poses_is_evaluated(
         "pred_keypoints": (0, 3, 3),
     }
     results = inference_on_dataset(model, [batch], evaluator(tasks=("bbox", "keypoints")))
-    assert results == {task: dict.fromkeys(names, 0.0) for task, names in METRICS.items()}
+    assert_equal(results, NO_POSES)
     assert ("poses of an image: not finite" in caplog.text) == (poses == "not finite")
 
 
@@ -343,3 +359,160 @@ def test_class_that_the_data_set_lacks_is_refused(evaluator: Make) -> None:
     made.process([image(1)], [output])
     with pytest.raises(ValueError, match=r"image 1 has a prediction of class 1, .* has \[0\]"):
         made.evaluate()
+
+
+def test_sigmas_of_the_metadata_are_taken_where_none_are_given(
+    evaluator: Make, tmp_path: Path
+) -> None:
+    evaluator()  # writes and registers the data set
+    MetadataCatalog.get(NAME).set(keypoint_oks_sigmas=(0.2, 0.2, 0.2))
+    for own, ap in (((), 80), (SIGMAS, 30)):  # OKS exp(-10^2 / 800) = 0.88 and 0.61
+        made = InsPoseEvaluator(NAME, output_dir=str(tmp_path), kpt_oks_sigmas=own)
+        made.reset()
+        made.process([image(1), image(2)], [found((0.9, 10)), found((0.8, 10))])
+        assert made.evaluate()["keypoints"]["AP"] == pytest.approx(ap)
+
+
+def test_annotation_with_id_0_is_found(evaluator: Make, tmp_path: Path) -> None:
+    evaluator()
+    data = json.loads((tmp_path / "people.json").read_text())
+    for number, annotation in enumerate(data["annotations"]):
+        annotation["id"] = number
+    (tmp_path / "people.json").write_text(json.dumps(data))
+    made = InsPoseEvaluator(NAME, kpt_oks_sigmas=SIGMAS)
+    made.reset()
+    made.process([image(1), image(2)], [found((0.9, 0)), found((0.8, 0))])
+    assert made.evaluate()["keypoints"]["AP"] == pytest.approx(100)
+
+
+def test_ap_by_people_counts_the_images_of_each_group_alone(
+    evaluator: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Image 1 has one person, image 2 three, a crowd and one without keypoints; there one is found.
+    crowd = {**PERSON, "image_id": 2, "iscrowd": 1, "keypoints": [0] * 9, "num_keypoints": 0}
+    others = [shifted_truth(x) for x in (40, 80)]
+    made = evaluator([{**PERSON, "image_id": 1}, {**PERSON, "image_id": 2}, *others, crowd])
+    made.process([image(1), image(2)], [found((0.9, 10)), found((0.8, 0))])
+    with caplog.at_level(logging.INFO):
+        figures = made.evaluate()["keypoints"]
+    assert figures["AP-1-person"] == pytest.approx(30)  # OKS 0.607, three of ten thresholds
+    assert figures["AP-2-to-3-persons"] == pytest.approx(100 * 34 / 101)  # recall 1/3
+    assert math.isnan(figures["AP-4-to-6-persons"])
+    assert "| AP-2-to-3-persons    |        1 |         3 |" in caplog.text
+    only_second = made.evaluate(img_ids=[2])["keypoints"]
+    assert math.isnan(only_second["AP-1-person"])
+    assert only_second["AP-2-to-3-persons"] == figures["AP-2-to-3-persons"]
+
+
+def shifted_truth(pixels: int) -> dict[str, Any]:
+    """``PERSON`` in image 2, so many pixels to the right."""
+    points = [value for x, y in TRUTH for value in (x + pixels, y, 2)]
+    return {**PERSON, "image_id": 2, "bbox": [20 + pixels, 20, 50, 50], "keypoints": points}
+
+
+def random_set(seed: int, num_images: int, num_keypoints: int, category: int) -> dict[str, Any]:
+    """Persons of all sizes, hidden keypoints, crowds, persons without keypoints, empty images."""
+    rng = np.random.default_rng(seed)
+    images, annotations = [], []
+    for image_id in rng.permutation(10 * num_images)[:num_images].tolist():
+        images.append({"id": image_id, "file_name": f"{image_id}.jpg", "height": 400, "width": 600})
+        for _ in range(rng.integers(0, 9)):
+            corner, size = rng.uniform(0, 300, 2), rng.uniform(10, 250, 2)
+            points = corner + rng.uniform(size=(num_keypoints, 2)) * size
+            v = rng.integers(0, 3, num_keypoints) * (rng.uniform() > 0.1)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": category,
+                    "iscrowd": int(rng.uniform() < 0.1),
+                    "area": float(size.prod() * 0.6),
+                    "bbox": [*corner.tolist(), *size.tolist()],
+                    "keypoints": np.column_stack([points, v]).ravel().tolist(),
+                    "num_keypoints": int((v > 0).sum()),
+                }
+            )
+    categories = [{"id": category, "name": "person"}]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def random_poses(data: dict[str, Any], seed: int) -> list[dict[str, Any]]:
+    """Records near the truth, far from it, doubled, with equal scores, up to 30 in an image."""
+    rng = np.random.default_rng(seed)
+    records = []
+    for person in data["annotations"]:
+        for _ in range(rng.integers(0, 5)):
+            noise = rng.choice([0.5, 5, 50])
+            keypoints = np.array(person["keypoints"]).reshape(-1, 3)
+            keypoints[:, :2] += rng.normal(size=(len(keypoints), 2)) * noise
+            box = np.array(person["bbox"]) + rng.normal(size=4)
+            records.append(
+                {
+                    "image_id": person["image_id"],
+                    "category_id": person["category_id"],
+                    "score": float(rng.choice([0.3, 0.6, rng.uniform()])),
+                    "bbox": box.tolist(),
+                    "keypoints": keypoints.ravel().tolist(),
+                }
+            )
+    return records
+
+
+@pytest.mark.parametrize("task", METRICS)
+@pytest.mark.parametrize(
+    "part", ["all", "some images", "one pose", "image without persons", "only crowds"]
+)
+@pytest.mark.parametrize(("num_keypoints", "category"), [(17, 1), (5, 7)])
+def test_faster_coco_eval_gives_the_figures_of_pycocotools(
+    task: str, part: str, num_keypoints: int, category: int
+) -> None:
+    pytest.importorskip("faster_coco_eval", reason="faster-coco-eval, the extra 'eval'")
+    data = random_set(3, 40, num_keypoints, category)
+    records = random_poses(data, 4)
+    image_ids = sorted(x["id"] for x in data["images"])
+    seen = {x["image_id"] for x in data["annotations"]}
+    if part == "some images":
+        image_ids = image_ids[::3]
+    elif part == "one pose":
+        records = records[:1]
+    elif part == "image without persons":
+        empty = next(x for x in image_ids if x not in seen)
+        records.append({**records[0], "image_id": empty})
+    elif part == "only crowds":
+        for annotation in data["annotations"]:
+            annotation["iscrowd"] = 1
+
+    def stats(make: Callable[[COCO, COCO, str], Any]) -> list[float]:
+        truth = COCO()
+        truth.dataset = copy.deepcopy(data)
+        truth.createIndex()
+        made = make(truth, truth.loadRes(copy.deepcopy(records)), task)
+        made.params.imgIds = image_ids
+        if num_keypoints != 17:
+            made.params.kpt_oks_sigmas = np.full(num_keypoints, 0.1)
+        made.evaluate()
+        made.accumulate()
+        made.summarize()
+        return made.stats.tolist()
+
+    ours = stats(make_coco_eval)
+    assert ours == pytest.approx(stats(COCOeval), abs=1e-12)
+    assert (max(ours) > 0.05) == (part in ("all", "some images", "image without persons"))
+
+
+def test_evaluator_gives_the_same_without_faster_coco_eval(
+    evaluator: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faster_coco_eval", reason="faster-coco-eval, the extra 'eval'")
+    figures = []
+    for module in (evaluation.faster_coco_eval, None):
+        monkeypatch.setattr(evaluation, "faster_coco_eval", module)
+        made = evaluator(tasks=("bbox", "keypoints"))
+        made.process([image(1), image(2)], [found((0.9, 10), (0.7, 3)), found((0.8, 10))])
+        figures.append(made.evaluate())
+    assert_equal(*figures)
+
+
+def test_pycocotools_stay_in_place() -> None:
+    assert COCOeval.__module__ == "pycocotools.cocoeval"
+    assert sys.modules["pycocotools"].__name__ == "pycocotools"

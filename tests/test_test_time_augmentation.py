@@ -326,8 +326,8 @@ def test_predictor_of_detectron2(tiny_cfg: Callable[..., CfgNode]) -> None:
 def test_flip_map_that_is_missing_is_named(tiny_cfg: Callable[..., CfgNode]) -> None:
     name = "keypoints_without_sides"
     MetadataCatalog.get(name).keypoint_names = ["a"] * 17
-    cfg = tiny_cfg(["DATASETS.TRAIN", (name,)])
-    with pytest.raises(ValueError, match=rf"DATASETS.TRAIN .*{name}.* keypoint_flip_map"):
+    cfg = tiny_cfg(["DATASETS.TEST", (name,)])
+    with pytest.raises(ValueError, match=rf"the data sets .*{name}.* keypoint_flip_map"):
         InsPoseWithTTA(cfg, nn.Identity())
     MetadataCatalog.remove(name)
     cfg.TEST.AUG.FLIP = False

@@ -475,7 +475,8 @@ def match(
         image_id, category = result["image_id"], result["category_id"]
         oks = evaluation.ious[image_id, category]
         oks = np.reshape(oks, (len(result["dtIds"]), len(result["gtIds"])))
-        taken = result["dtMatches"][0] != 0
+        # dtMatches holds persons' ids, one of which may be 0; gtMatches one prediction of a crowd.
+        taken = (result["dtMatches"][0] != 0) | np.isin(result["dtIds"], result["gtMatches"][0])
         # The columns of OKS are in the order of the file, not in that of gtIds.
         columns = coco.getAnnIds(imgIds=[image_id], catIds=[category])
         matches = zip(result["gtIds"], result["gtMatches"][0], result["gtIgnore"], strict=True)

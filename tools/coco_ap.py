@@ -10,6 +10,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from inspose_d2.evaluation import count_people
+
 METRICS = ("AP", "AP50", "AP75", "APM", "APL")
 MAX_PEOPLE = 6  # images with more are counted with these
 
@@ -55,13 +57,9 @@ def average_precision(
 
 def images_by_people(truth: COCO) -> dict[int, list[int]]:
     """Ids of the images with 1, 2, ..., ``MAX_PEOPLE`` or more persons with labelled keypoints."""
-    counts: dict[int, int] = defaultdict(int)
-    for person in truth.anns.values():
-        counts[person["image_id"]] += person["num_keypoints"] > 0 and not person["iscrowd"]
     images = defaultdict(list)
-    for image_id, count in sorted(counts.items()):
-        if count:
-            images[min(count, MAX_PEOPLE)].append(image_id)
+    for image_id, count in sorted(count_people(truth).items()):
+        images[min(count, MAX_PEOPLE)].append(image_id)
     return dict(sorted(images.items()))
 
 

@@ -5,6 +5,8 @@ time they are asked for, in the folder `$INSPOSE_D2_CACHE` (by default `datasets
 ordinary COCO folder. Figures are reported on `val`; whoever chooses a setting does so on `holdout`.
 
 `keypoints_coco_2017_test-dev` is COCO's test set, whose annotations only COCO's server has.
+
+`crowdpose_{train,val,trainval,test}` are the files that `tools/prepare_crowdpose.py` writes.
 """
 
 import os
@@ -17,9 +19,31 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.utils.file_io import PathHandler, PathManager
 
-__all__ = ["register_coco_test_dev", "register_synthetic_people"]
+from .keypoint_sets import connection_rules, infer_flip_pairs, register_coco_keypoints
+
+__all__ = [
+    "register_coco_keypoints",
+    "register_coco_test_dev",
+    "register_crowdpose",
+    "register_synthetic_people",
+]
 
 TEST_DEV = "keypoints_coco_2017_test-dev"
+
+# Sigmas as in the API of CrowdPose's authors; the skeleton is ours, from 0.
+CROWDPOSE_NAMES = (
+    *("left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist"),
+    *("left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle"),
+    *("head", "neck"),
+)
+CROWDPOSE_SKELETON = (
+    *((12, 13), (13, 0), (13, 1), (0, 2), (2, 4), (1, 3), (3, 5), (0, 6), (1, 7), (6, 7)),
+    *((6, 8), (8, 10), (7, 9), (9, 11)),
+)
+CROWDPOSE_SIGMAS = (
+    *(0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
+    *(0.079, 0.079),
+)
 
 
 class _SyntheticPeopleHandler(PathHandler):
@@ -91,3 +115,29 @@ def register_coco_test_dev() -> None:
         thing_dataset_id_to_contiguous_id={1: 0},
         **_get_builtin_metadata("coco_person"),
     )
+
+
+def register_crowdpose() -> None:
+    """Register `crowdpose_{train,val,trainval,test}`, unless these names are taken already.
+
+    They are `crowdpose/annotations/crowdpose_*.json` and `crowdpose/images` below
+    `$DETECTRON2_DATASETS` (default `datasets`).
+    """
+    folder = os.path.join(os.environ.get("DETECTRON2_DATASETS", "datasets"), "crowdpose")
+    image_root = os.path.join(folder, "images")
+    for split in ("train", "val", "trainval", "test"):
+        name = f"crowdpose_{split}"
+        if name in DatasetCatalog:
+            continue
+        json_file = os.path.join(folder, "annotations", f"{name}.json")
+        DatasetCatalog.register(name, partial(load_coco_json, json_file, image_root, name))
+        MetadataCatalog.get(name).set(
+            json_file=json_file,
+            image_root=image_root,
+            evaluator_type="coco",
+            thing_classes=["person"],
+            keypoint_names=list(CROWDPOSE_NAMES),
+            keypoint_flip_map=infer_flip_pairs(CROWDPOSE_NAMES),
+            keypoint_connection_rules=connection_rules(CROWDPOSE_NAMES, CROWDPOSE_SKELETON),
+            keypoint_oks_sigmas=list(CROWDPOSE_SIGMAS),
+        )

@@ -39,6 +39,10 @@ class InsPoseDatasetMapper(DatasetMapper):
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         """Read ``INPUT`` and what Detectron2's mapper reads."""
+        if not is_train:  # or it would ask for the flip pairs of DATASETS.TRAIN, and not use them
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.MODEL.KEYPOINT_ON = False
         settings = super().from_config(cfg, is_train)
         settings["augmentations"] = [_keep_a_pixel(x) for x in settings["augmentations"]]
         return {**settings, "max_pixels": cfg.INPUT.MAX_PIXELS}
