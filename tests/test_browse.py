@@ -164,6 +164,15 @@ def test_page_lists_all_persons_though_few_are_shown(
     check_is_self_contained(tmp_path / "page" / "index.html")
 
 
+def test_sigmas_of_the_data_set_are_those_of_its_metadata(
+    cfg: CfgNode, results_page: Callable[..., str]
+) -> None:
+    cfg.TEST.KEYPOINT_OKS_SIGMAS = []
+    MetadataCatalog.get(NAME).keypoint_oks_sigmas = [2 * SIGMA] * 17
+    text = results_page([guess(1, 20, 10, 0.9)])
+    assert f"OKS {math.exp(-100 / 800):.3f}" in text
+
+
 def test_without_predictions_all_are_missed(results_page: Callable[..., str]) -> None:
     text = results_page([])
     assert text.count('OKS 0.000, <span class="missed">missed') == 3
