@@ -121,11 +121,12 @@ class Trainer(DefaultTrainer):
             except DivergedError as error:
                 name = f"model_{self.last_step:07d}_diverged"
                 self.checkpointer.save(name, tag_last=False)
+                path = os.path.join(self.cfg.OUTPUT_DIR, f"{name}.pth")
                 raise DivergedError(
                     f"{error}. Training stopped before this step could spoil the weights; they are "
-                    f"in {os.path.join(self.cfg.OUTPUT_DIR, name)}.pth. Lower SOLVER.BASE_LR, "
-                    "lengthen SOLVER.WARMUP_ITERS, or clip with SOLVER.CLIP_GRADIENTS.ENABLED True "
-                    "and --resume"
+                    f"in {path}. Clip with SOLVER.CLIP_GRADIENTS.ENABLED True and --resume, or "
+                    f"start anew with a lower SOLVER.BASE_LR, from MODEL.WEIGHTS {path} if they "
+                    "are good"
                 ) from error
             except CheckpointError:
                 raise

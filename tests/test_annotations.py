@@ -26,7 +26,7 @@ from inspose_d2.data import validate
 from inspose_d2.data.annotations import Problem, check_annotations, find_problems
 from inspose_d2.data.dataset_mapper import InsPoseDatasetMapper
 from inspose_d2.data.synthetic import build_synthetic_people
-from inspose_d2.evaluation import METRICS, InsPoseEvaluator
+from inspose_d2.evaluation import AP_BY_PEOPLE, METRICS, InsPoseEvaluator
 from inspose_d2.trainer import Trainer
 
 NAN, INF = math.nan, math.inf
@@ -550,7 +550,7 @@ def evaluate(path: Path) -> None:
             evaluator.process([{"image_id": image["id"]}], [{"instances": pose}])
         figures = evaluator.evaluate()
         if evaluator._do_evaluation:
-            assert figures["keypoints"].keys() == set(METRICS["keypoints"])
+            assert figures["keypoints"].keys() == {*METRICS["keypoints"], *AP_BY_PEOPLE}
     finally:
         MetadataCatalog.remove(name)
 

@@ -70,6 +70,7 @@ def check_shares(text: str, num_tables: int) -> None:
         assert sum(shares) == pytest.approx(100, abs=0.05 * len(shares) + 0.01)
 
 
+@pytest.mark.slow
 def test_latency_report_has_every_number_of_persons(run: Callable[..., Any]) -> None:
     result, text = run("latency", "--stages", "3")
     assert result["command"].startswith("python tools/benchmark.py --config-file")

@@ -164,6 +164,15 @@ def test_page_lists_all_persons_though_few_are_shown(
     check_is_self_contained(tmp_path / "page" / "index.html")
 
 
+def test_sigmas_of_the_data_set_are_those_of_its_metadata(
+    cfg: CfgNode, results_page: Callable[..., str]
+) -> None:
+    cfg.TEST.KEYPOINT_OKS_SIGMAS = []
+    MetadataCatalog.get(NAME).keypoint_oks_sigmas = [2 * SIGMA] * 17
+    text = results_page([guess(1, 20, 10, 0.9)])
+    assert f"OKS {math.exp(-100 / 800):.3f}" in text
+
+
 def test_without_predictions_all_are_missed(results_page: Callable[..., str]) -> None:
     text = results_page([])
     assert text.count('OKS 0.000, <span class="missed">missed') == 3
@@ -200,15 +209,16 @@ def test_missed_person_has_the_best_prediction_that_took_nobody(tmp_path: Path) 
     """The one that took the neighbour would fit better; a crowd comes first in the file."""
     file = tmp_path / "annotations.json"
     annotated = json.loads(file.read_text())
-    annotated["annotations"] += [person(6, 3, 180, 130), person(7, 3, 185, 130)]
+    annotated["annotations"] += [person(0, 3, 180, 700), person(7, 3, 185, 700)]  # far from it
     file.write_text(json.dumps(annotated))
-    persons, _ = browse.match(
-        COCO(file), [guess(3, 180, 130, 0.9), guess(3, 210, 130, 0.5)], [SIGMA] * 17
+    persons, false_positives = browse.match(
+        COCO(file), [guess(3, 180, 700, 0.9), guess(3, 210, 700, 0.5)], [SIGMA] * 17
     )
     worst, best = (x for x in persons if x.image_id == 3)
     assert (worst.person["id"], worst.is_found) == (7, False)
     assert worst.oks == pytest.approx(math.exp(-(25**2) / 200))
-    assert (best.person["id"], best.is_found, best.oks) == (6, True, 1)
+    assert (best.person["id"], best.is_found, best.oks) == (0, True, 1)
+    assert [x.prediction["score"] for x in false_positives] == [0.5]
 
 
 @pytest.mark.parametrize(

@@ -71,8 +71,6 @@ ELSEWHERE = {
     "python tools/analyze.py": "tests/test_analyze.py::test_parts_add_up_to_the_whole",
     "python tools/benchmark_load.py": "tests/test_benchmark_load.py",
     "python tools/update_model_zoo.py": "tests/test_update_model_zoo.py",
-    "python tools/prepare_crowdpose.py": "tests/test_keypoint_sets.py::"
-    "test_prepared_crowdpose_has_what_evaluation_needs",
     "python tools/export.py": "tests/test_export.py::"
     "test_onnx_runtime_finds_the_poses_of_pytorch_in_thirty_images",
     "python tools/onnx_example.py": "tests/test_export.py::"
@@ -80,9 +78,18 @@ ELSEWHERE = {
     "pip install onnxruntime": "nowhere: a package of PyPI",
     "python tools/make_tiny_checkpoint.py": "tests/test_make_tiny_checkpoint.py",
     "python tools/web.py": "tests/test_web.py::test_page_in_a_browser",
+    "python -m inspose_d2.data.synthetic": "tests/test_synthetic.py",
+    "python tools/select_keypoints.py": "tests/test_keypoint_sets.py::"
+    "test_five_keypoints_are_trained_and_evaluated",
+    "python tools/prepare_crowdpose.py": "tests/test_keypoint_sets.py::"
+    "test_prepared_crowdpose_has_what_evaluation_needs",
     "python -m pytest": ".ci/run::step test",
     "python -c": "tests/test_docs.py::test_python_of_a_command_runs",
 }
+# Configs that a page tells to write, and one to read in their place.
+OWN_CONFIGS = {"fish.yaml", "five.yaml"}
+STAND_IN = "quick/synthetic_people_tiny"
+
 PROGRAMS = "python|make|pip|torchrun|tensorboard|sha256sum|sbatch"
 INLINE = re.compile(rf"`((?:\w+=\S+ )*(?:\.venv/bin/)?(?:{PROGRAMS}) [^`]+)`")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -104,9 +111,10 @@ def commands_of(path: Path) -> Iterator[str]:
     """Commands of a document's bash blocks and of its running text."""
     text = path.read_text()
     for language, block in BLOCK.findall(text):
-        if language in ("bash", "sh", "console") and not is_walk(block):
-            lines = block.replace("\\\n", " ").splitlines()
-            yield from (x.strip() for x in lines if x.strip() and not x.strip().startswith("#"))
+        if language in ("bash", "sh", "console"):
+            block = re.sub(r"^cat > \S+ <<'(\w+)'\n.*?^\1$", "", block, flags=re.M | re.S)
+            lines = [x.strip() for x in block.replace("\\\n", " ").splitlines()]
+            yield from (x for x in lines if x and not re.match(r"#|for .* do$|done$", x))
     # Paragraphs are wrapped: a command may go over two lines.
     yield from (" ".join(x.split()) for x in INLINE.findall(BLOCK.sub("", text)))
 
@@ -197,8 +205,8 @@ def check_arguments(program: str, arguments: list[str]) -> None:
     config = getattr(parsed, "config_file", None)
     # With argparse.REMAINDER a misspelt option would be the first KEY.
     assert not any(x.startswith("-") for x in options[::2])
-    if config == "fish.yaml":  # a reader's own
-        config = "InsPose_R50_3x"
+    if config in OWN_CONFIGS:
+        config = STAND_IN
     if config:
         cfg = get_cfg(config if not config.startswith("configs") else ROOT / config, options)
         if program == "train_net.py":
@@ -286,7 +294,9 @@ def evaluation(weights: str) -> list[str]:
     return ["--config-file", "small.yaml", "--eval-only", "MODEL.WEIGHTS", weights]
 
 
-NEEDS_MORE = re.compile(r"--num-machines|test-dev|webcam|SOLVER\.REFERENCE|model_0054999")
+NEEDS_MORE = re.compile(
+    r"--num-machines|test-dev|webcam|SOLVER\.REFERENCE|model_0054999|output/five"
+)
 SMALL_COMMANDS = sorted(
     {
         command.partition("  #")[0].strip()

@@ -73,6 +73,7 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
     return torch.load(output / "model_final.pth", weights_only=True)["model"]
 
 
+@pytest.mark.slow
 def test_training_evaluates_on_the_way_resumes_and_evaluates_alone(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

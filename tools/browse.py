@@ -48,7 +48,9 @@ from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
 from inspose_d2 import InsPose, get_cfg
+from inspose_d2.config_check import check_config
 from inspose_d2.data.images import read_image
+from inspose_d2.data.keypoint_sets import register_datasets
 from inspose_d2.drawing import draw_poses
 from inspose_d2.geometry import Locations, map_size
 from inspose_d2.keypoint_codec import decode_keypoints
@@ -167,7 +169,7 @@ def browse_data(cfg: CfgNode, num: int, output: Path) -> Path:
     """Write the page of training data; returns its path.
 
     Args:
-        cfg: of a model InsPose.
+        cfg: of a model InsPose, on the CPU.
         num: of images, at most; each image of the data set comes once.
         output: folder.
 
@@ -179,7 +181,6 @@ def browse_data(cfg: CfgNode, num: int, output: Path) -> Path:
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}: targets are InsPose's"
         )
     cfg = cfg.clone()
-    cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.TIMM.PRETRAINED = False  # the weights do not matter
     cfg.SOLVER.IMS_PER_BATCH = 1
     cfg.DATALOADER.NUM_WORKERS = 0
@@ -380,7 +381,8 @@ def browse_results(cfg: CfgNode, results: Path, num: int, output: Path) -> Path:
     with contextlib.redirect_stdout(None):
         coco = COCO(PathManager.get_local_path(metadata.json_file))
     predictions = read_results(results, coco, cfg.MODEL.INSPOSE.NUM_KEYPOINTS)
-    persons, false_positives = match(coco, predictions, cfg.TEST.KEYPOINT_OKS_SIGMAS)
+    sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS or metadata.get("keypoint_oks_sigmas", ())
+    persons, false_positives = match(coco, predictions, sigmas)
 
     page = Page(output, "results", f"Evaluation: {name}")
     missed = sum(not x.is_found for x in persons)
@@ -475,7 +477,8 @@ def match(
         image_id, category = result["image_id"], result["category_id"]
         oks = evaluation.ious[image_id, category]
         oks = np.reshape(oks, (len(result["dtIds"]), len(result["gtIds"])))
-        taken = result["dtMatches"][0] != 0
+        # dtMatches holds persons' ids, one of which may be 0; gtMatches one prediction of a crowd.
+        taken = (result["dtMatches"][0] != 0) | np.isin(result["dtIds"], result["gtMatches"][0])
         # The columns of OKS are in the order of the file, not in that of gtIds.
         columns = coco.getAnnIds(imgIds=[image_id], catIds=[category])
         matches = zip(result["gtIds"], result["gtMatches"][0], result["gtIgnore"], strict=True)
@@ -631,6 +634,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     try:
         cfg = get_cfg(args.config_file, args.opts)
+        cfg.MODEL.DEVICE = "cpu"
+        training = args.command == "data"
+        register_datasets(cfg, training=training)
+        check_config(cfg, training=training)
         if args.command == "data":
             page = browse_data(cfg, args.num, args.output)
         else:

@@ -65,6 +65,11 @@ def load_annotations(json_file: str) -> Any:
         OSError: it cannot be read.
         ValueError: it is not JSON; names the file.
     """
+    if not PathManager.isfile(json_file):
+        raise FileNotFoundError(
+            f"{json_file} is not there: put the data set where it is registered; built-in ones lie "
+            "below $DETECTRON2_DATASETS, by default ./datasets"
+        )
     with PathManager.open(json_file) as file:
         try:
             return json.load(file)
