@@ -119,7 +119,7 @@ class Trainer(DefaultTrainer):
             try:
                 return super().train()
             except DivergedError as error:
-                name = f"model_{self.last_step:07d}_diverged"
+                name = f"model_{self.iter:07d}_diverged"  # before this step
                 self.checkpointer.save(name, tag_last=False)
                 path = os.path.join(self.cfg.OUTPUT_DIR, f"{name}.pth")
                 raise DivergedError(

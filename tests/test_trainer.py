@@ -200,12 +200,12 @@ def test_diverged_run_keeps_the_state_before_and_the_last_checkpoint(
     cfg = short_cfg("spoilt", **{"SOLVER.CHECKPOINT_PERIOD": 2})
     message = (
         r"iteration 4: loss_keypoint not finite \(.*\) on images \[\d+, \d+\] of worker 0\. .*"
-        r"model_0000003_diverged\.pth\. Clip with .* --resume, or .*lower SOLVER\.BASE_LR"
+        r"model_0000004_diverged\.pth\. Clip with .* --resume, or .*lower SOLVER\.BASE_LR"
     )
     with pytest.raises(DivergedError, match=message):
         run(cfg)
     assert (Path(cfg.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_0000003.pth"
-    kept, before = state(cfg, "model_0000003_diverged"), state(cfg, "model_0000003")
+    kept, before = state(cfg, "model_0000004_diverged"), state(cfg, "model_0000003")
     assert_same(kept["model"], before["model"])
     for x in (kept, before):
         x["trainer"]["_trainer"].pop("iteration")  # of the step that began
