@@ -31,7 +31,7 @@ from .config_check import check_config
 from .data.annotations import check_annotations
 from .data.dataset_mapper import InsPoseDatasetMapper
 from .data.keypoint_sets import register_datasets
-from .data.train_loader import build_train_loader, mix
+from .data.train_loader import TrainingBatches, build_train_loader, mix
 from .evaluation import InsPoseEvaluator
 from .signals import Interrupted, StopRequest
 from .test_time_augmentation import InsPoseWithTTA
@@ -87,7 +87,6 @@ class Trainer(DefaultTrainer):
         on_cpu = model.device.type == "cpu"
         device_ids = {"device_ids": None} if on_cpu else {}
         model = create_ddp_model(model, broadcast_buffers=False, **device_ids)
-        data_loader.batch_sampler.seed = self.seed
         precision = torch.float16 if cfg.SOLVER.AMP.ENABLED else None
         self._trainer = TrainLoop(
             model, data_loader, optimizer, stop=self.stop, precision=precision
@@ -98,14 +97,22 @@ class Trainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
+        self._order_data()
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load as Detectron2 does; a resumed run goes on with the images that come next."""
         super().resume_or_load(resume)
         self.last_step = self.start_iter - 1
-        batches = self._trainer.data_loader.batch_sampler
-        batches.seed, batches.start = self.seed, self.start_iter
+        self._order_data()
+
+    def _order_data(self) -> None:
+        """Let the data begin where training does; a subclass may have a loader of its own."""
+        batches = getattr(self._trainer.data_loader, "batch_sampler", None)
+        if isinstance(batches, TrainingBatches):
+            batches.seed, batches.start = self.seed, self.start_iter
+        elif self.start_iter:
+            logger.warning("The training loader cannot be resumed: it begins with its first image")
 
     def train(self) -> Any:
         """Train; whatever ends it early, the last whole step is saved.

@@ -205,17 +205,19 @@ def test_torchrun_starts_two_workers_that_train_and_evaluate(tmp_path: Path) -> 
     assert [x for x in metrics(tmp_path) if "keypoints/AP" in x]
 
 
-def start(output: Path, *flags: str, **settings: Any) -> "subprocess.Popen[str]":
-    """Start ``train_net.py`` and wait until it has done 20 steps."""
+def start(
+    output: Path, *flags: str, until: str = "iter: 19 ", **settings: Any
+) -> "subprocess.Popen[str]":
+    """Start ``train_net.py`` and wait for words in its log: by default for 20 steps."""
     values = {"SOLVER.MAX_ITER": 100_000, "DATASETS.TEST": (), **settings}
     command = [sys.executable, "-W", "ignore", "train_net.py", *arguments(output, *flags, **values)]
     log = output / "log.txt"
     process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=-1, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 120
-    while not log.exists() or "iter: 19 " not in log.read_text():
+    while not log.exists() or until not in log.read_text():
         assert process.poll() is None, process.communicate()[0][-3000:]
-        assert time.monotonic() < deadline, "no 20 steps in two minutes"
-        time.sleep(0.1)
+        assert time.monotonic() < deadline, f"no {until!r} in two minutes"
+        time.sleep(0.05)
     return process
 
 
@@ -270,15 +272,12 @@ def test_signal_saves_the_step_and_sets_the_exit_status(
 @pytest.mark.slow
 def test_signal_ends_an_evaluation_at_once(tmp_path: Path) -> None:
     settings = {"DATASETS.TEST": ("synthetic_people_val",), "TEST.EVAL_PERIOD": 20}
-    process = start(tmp_path, **settings)
-    log = tmp_path / "log.txt"
-    while "Start inference on" not in log.read_text():
-        assert process.poll() is None
-        time.sleep(0.05)
+    process = start(tmp_path, until="Start inference on", **settings)
     process.send_signal(signal.SIGTERM)
     printed = finish(process, 10)
     assert process.returncode == 143, printed[-3000:]
     assert saved_step(tmp_path) == 19
+    assert "Evaluation results" not in (tmp_path / "log.txt").read_text()
 
 
 @pytest.mark.fault

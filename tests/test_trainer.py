@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 from detectron2.engine import HookBase, launch
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -262,3 +262,16 @@ def test_evaluation_stops_at_an_image_that_cannot_be_read(
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
+
+
+def test_loader_of_detectron2_trains_and_a_resume_warns(
+    short_cfg: Callable[..., CfgNode], monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    def build(_: Any, cfg: CfgNode) -> Any:
+        return build_detection_train_loader(cfg, mapper=Trainer.build_train_mapper(cfg))
+
+    monkeypatch.setattr(Trainer, "build_train_loader", classmethod(build))
+    run(short_cfg("x", **{"SOLVER.MAX_ITER": 1}))
+    assert "cannot be resumed" not in caplog.text
+    run(short_cfg("x", **{"SOLVER.MAX_ITER": 2}), resume=True)
+    assert "The training loader cannot be resumed" in caplog.text
