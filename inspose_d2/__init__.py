@@ -7,6 +7,7 @@ from .data import (
     register_coco_keypoints,
     register_coco_test_dev,
     register_crowdpose,
+    register_people,
     register_synthetic_people,
 )
 from .inspose import InsPose
@@ -28,4 +29,5 @@ __all__ = [
 
 register_coco_test_dev()
 register_crowdpose()
+register_people()
 register_synthetic_people()

@@ -184,6 +184,8 @@ def build_inspose_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN
         else:
             net.load_state_dict(_pretrained_weights(node, net, input_shape.channels))
         backbone.freeze_batch_norms()
+    if node.FREEZE_STRIDE:
+        backbone.freeze_up_to(node.FREEZE_STRIDE, input_shape.channels)
     return _add_fpn(cfg, backbone)
 
 
@@ -219,6 +221,31 @@ class TimmBackbone(Backbone):
         """Map (B, C, H, W), H and W multiples of 32, to the features by name."""
         features = self.net(x)
         return {name: features[i] for name, i in self._index.items()}
+
+    def freeze_up_to(self, stride: int, in_channels: int) -> None:
+        """Freeze the parameters that the network's feature of a stride depends on.
+
+        Args:
+            stride: of the feature.
+            in_channels: of the image.
+
+        Raises:
+            ValueError: the network has no feature of this stride.
+        """
+        strides = self.net.feature_info.reduction()
+        if stride not in strides:
+            raise ValueError(
+                f"MODEL.TIMM.FREEZE_STRIDE {stride}: the network of MODEL.TIMM.NAME has features "
+                f"of strides {strides}"
+            )
+        self.eval()  # leaves the statistics of batch norms alone
+        last = len(strides) - 1 - strides[::-1].index(stride)
+        feature = self.net(torch.zeros(1, in_channels, 96, 160))[last]
+        parameters = [x for x in self.net.parameters() if x.requires_grad]
+        gradients = torch.autograd.grad(feature.sum(), parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.requires_grad_(gradient is None)
+        self.train()
 
     def freeze_batch_norms(self) -> None:
         """Keep statistics and affine parameters of all batch norms as they are."""

@@ -21,6 +21,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import hooks
 from detectron2.utils import comm
 from fvcore.common.checkpoint import _filter_reused_missing_keys
+from torch import nn
 
 LAST, BEST, DIVERGED = "last_checkpoint", "model_best", "_diverged.pth"
 TEMPORARY = ".tmp"
@@ -56,8 +57,13 @@ class InsPoseCheckpointer(DetectionCheckpointer):
     ``model.pth`` has its checksum beside it in ``model.pth.sha256`` (``sha256sum -c`` reads it).
     Files without one, as plain Detectron2 writes them, load as well. No file that is loaded can
     run code.
+
+    Attributes:
+        model_to_save: the model whose weights are saved in the place of the model's own, such as
+            their average; None saves these.
     """
 
+    model_to_save: nn.Module | None = None
     _resumed = False
     _path, _strict = "", True  # of the load under way
 
@@ -76,7 +82,7 @@ class InsPoseCheckpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         path = os.path.join(self.save_dir, f"{name}.pth")
-        data = {"model": self.model.state_dict()}
+        data = {"model": (self.model_to_save or self.model).state_dict()}
         _require_finite(data["model"], path)
         data |= {key: part.state_dict() for key, part in self.checkpointables.items()}
         self.logger.info("Saving checkpoint to %s", path)

@@ -46,7 +46,7 @@ def add_inspose_config(cfg: CN) -> None:
         cfg: a config from ``detectron2.config.get_cfg()``; changed in place.
     """
     # Network of build_inspose_timm_fpn_backbone: a name of timm.list_models() with features of
-    # strides 8, 16 and 32. Nothing in it is frozen but the batch norms of pretrained weights;
+    # strides 8, 16 and 32. The batch norms of pretrained weights are frozen;
     # BACKBONE.FREEZE_AT is Detectron2's and not read.
     cfg.MODEL.TIMM = CN()
     cfg.MODEL.TIMM.NAME = ""
@@ -55,10 +55,24 @@ def add_inspose_config(cfg: CN) -> None:
     cfg.MODEL.TIMM.PRETRAINED = True
     # File of these weights as timm publishes them (model.safetensors, .bin or .pth); "" downloads.
     cfg.MODEL.TIMM.WEIGHTS = ""
+    # Freeze all that the network's feature of this stride is made by, such as 4: stem and first
+    # stages. 0 freezes nothing.
+    cfg.MODEL.TIMM.FREEZE_STRIDE = 0
 
     # Images of more pixels are refused before they are decoded, for a file of some kilobytes may
     # fill the memory. The default is where Pillow begins to warn; at twice this it refuses too.
     cfg.INPUT.MAX_PIXELS = 89478485
+
+    # Augmentations of training beside the paper's resize and flip, all off (ours; see
+    # data/augmentation.py). SCALE_JITTER (lowest, highest): the image is scaled to fit into a
+    # square of CROP_SIZE pixels, times a random factor of this range, then cropped or padded to
+    # the square; MIN_SIZE_TRAIN and MAX_SIZE_TRAIN are not read then.
+    cfg.INPUT.SCALE_JITTER = ()
+    cfg.INPUT.CROP_SIZE = 640
+    # Turn by a random angle of up to so many degrees to either side.
+    cfg.INPUT.ROTATION = 0.0
+    # Factors of brightness, contrast and saturation are drawn from 1 - x to 1 + x.
+    cfg.INPUT.COLOR_JITTER = 0.0
 
     # Keypoint sets to register, each [name, json file in COCO's format, folder of images], for
     # DATASETS.TRAIN and TEST. Paths are below $DETECTRON2_DATASETS, by default "datasets", unless
@@ -137,7 +151,15 @@ def add_inspose_config(cfg: CN) -> None:
     # "ignore" leaves them out of the classification loss, "background" makes them negatives.
     cfg.MODEL.INSPOSE.UNLABELED_PERSONS = "ignore"
 
-    # Classification loss (eq. 5; values of RetinaNet).
+    # Auxiliary task of training: the parameter tower regresses the keypoints at positive locations
+    # (the authors' later code).
+    cfg.MODEL.INSPOSE.REGRESSION = CN()
+    cfg.MODEL.INSPOSE.REGRESSION.ENABLED = False
+
+    # Classification loss: "focal" (the paper), a person is 1, or "varifocal" (the authors' later
+    # code), a person is as good as the pose found there: its OKS. Then the score ranks poses.
+    cfg.MODEL.INSPOSE.CLS_LOSS = "focal"
+    # Focal loss (eq. 5; values of RetinaNet).
     cfg.MODEL.INSPOSE.FOCAL_LOSS_ALPHA = 0.25
     cfg.MODEL.INSPOSE.FOCAL_LOSS_GAMMA = 2.0
     # Weights of the terms of eq. 5; the paper sums them plainly.
@@ -147,6 +169,7 @@ def add_inspose_config(cfg: CN) -> None:
     cfg.MODEL.INSPOSE.LOSS_WEIGHT.DISK_OFFSET = 1.0
     cfg.MODEL.INSPOSE.LOSS_WEIGHT.HEATMAP = 1.0
     cfg.MODEL.INSPOSE.LOSS_WEIGHT.BOX = 1.0
+    cfg.MODEL.INSPOSE.LOSS_WEIGHT.REGRESSION = 1.0
 
     # Inference (sec. 3.4): locations with a person probability above the threshold, of these
     # the best per image, then NMS at this IoU on the boxes around their keypoints, or on
@@ -159,6 +182,10 @@ def add_inspose_config(cfg: CN) -> None:
     # latter with this weight, in [0, 1]. 0 is the person probability alone (the paper); the
     # ranking at 0.75 is that of probability times the third power of the mean (ours).
     cfg.MODEL.INSPOSE.KEYPOINT_SCORE_WEIGHT_TEST = 0.0
+
+    # Evaluate and save the exponential moving average of the weights with this decay per step, such
+    # as 0.999; 0 for none (the paper). A checkpoint's "model" is then the average.
+    cfg.SOLVER.EMA_DECAY = 0.0
 
     # "SGD" (the paper) or "ADAMW" (ours, for short training from scratch in configs/quick).
     cfg.SOLVER.OPTIMIZER = "SGD"

@@ -57,8 +57,8 @@ MODEL_RULES = (
     Rule(
         "MODEL.INSPOSE.FOCAL_LOSS_GAMMA MODEL.INSPOSE.LOSS_WEIGHT.CLS "
         "MODEL.INSPOSE.LOSS_WEIGHT.KEYPOINT MODEL.INSPOSE.LOSS_WEIGHT.DISK_OFFSET "
-        "MODEL.INSPOSE.LOSS_WEIGHT.HEATMAP MODEL.INSPOSE.LOSS_WEIGHT.BOX MODEL.PIXEL_MEAN "
-        "INPUT.MIN_SIZE_TEST",
+        "MODEL.INSPOSE.LOSS_WEIGHT.HEATMAP MODEL.INSPOSE.LOSS_WEIGHT.BOX "
+        "MODEL.INSPOSE.LOSS_WEIGHT.REGRESSION MODEL.PIXEL_MEAN INPUT.MIN_SIZE_TEST",
         lambda x: 0 <= x < inf,
         "be 0 or more",
     ),
@@ -73,10 +73,13 @@ TRAINING_RULES = (
         "be at least 1",
     ),
     Rule(
-        "INPUT.MIN_SIZE_TRAIN INPUT.MAX_SIZE_TRAIN",
+        "INPUT.MIN_SIZE_TRAIN INPUT.MAX_SIZE_TRAIN INPUT.CROP_SIZE",
         lambda x: x >= 1,
         "be at least 1 pixel",
     ),
+    Rule("INPUT.SCALE_JITTER", lambda x: 0 < x < inf, "be above 0"),
+    Rule("INPUT.ROTATION", lambda x: 0 <= x <= 180, "be degrees in [0, 180]"),
+    Rule("INPUT.COLOR_JITTER SOLVER.EMA_DECAY", lambda x: 0 <= x < 1, "be in [0, 1)"),
     Rule(
         "SOLVER.BASE_LR SOLVER.GAMMA SOLVER.CLIP_GRADIENTS.CLIP_VALUE SOLVER.STEPS",
         lambda x: 0 < x < inf,
@@ -102,6 +105,7 @@ GROUP_NORM = {
 # Keys that name one of several things.
 MODEL_CHOICES: dict[str, Sequence[str]] = {
     "MODEL.INSPOSE.UNLABELED_PERSONS": ("ignore", "background"),
+    "MODEL.INSPOSE.CLS_LOSS": ("focal", "varifocal"),
     "MODEL.INSPOSE.KP_NET.BACKEND": ("auto", "torch", "triton"),
 }
 TRAINING_CHOICES: dict[str, Sequence[str]] = {
@@ -208,6 +212,9 @@ def _training_problems(cfg: CfgNode) -> Iterator[str]:
             "INPUT.MIN_SIZE_TRAIN must be sizes to choose from, or exactly two with "
             f"INPUT.MIN_SIZE_TRAIN_SAMPLING 'range'; got {sizes}"
         )
+    jitter = cfg["INPUT"]["SCALE_JITTER"]
+    if not broken and (len(jitter) not in (0, 2) or list(jitter) != sorted(jitter)):
+        yield f"INPUT.SCALE_JITTER must be (lowest, highest), or () for none; got {jitter}"
 
 
 def _data_problems(cfg: CfgNode, training: bool) -> Iterator[str]:

@@ -71,6 +71,7 @@ class InsPoseHead(nn.Module):
         num_params: int,
         prior_prob: float,
         with_boxes: bool,
+        num_regressed: int = 0,
     ) -> None:
         """Build both towers.
 
@@ -82,6 +83,8 @@ class InsPoseHead(nn.Module):
             num_params: P, parameters of a KP-Net.
             prior_prob: person probability of an untrained location.
             with_boxes: whether boxes are predicted from the parameter tower (end of sec. 3.4).
+            num_regressed: keypoints that are regressed from the parameter tower, an auxiliary
+                task of training (the authors' later code); 0 regresses none.
         """
         super().__init__()
         self.cls_subnet = conv_tower(in_channels, conv_dim, num_convs, norm)
@@ -89,6 +92,9 @@ class InsPoseHead(nn.Module):
         self.params_subnet = conv_tower(in_channels, conv_dim, num_convs, norm)
         self.params_pred = nn.Conv2d(conv_dim, num_params, 3, padding=1)
         self.box_pred = nn.Conv2d(conv_dim, 4, 3, padding=1) if with_boxes else None
+        self.regression_pred = (
+            nn.Conv2d(conv_dim, 2 * num_regressed, 3, padding=1) if num_regressed else None
+        )
         init_as_retinanet(self)
         nn.init.constant_(self.cls_score.bias, prior_bias(prior_prob))  # type: ignore[arg-type]
 
@@ -124,6 +130,16 @@ class InsPoseHead(nn.Module):
     def predict_params(self, patches: Tensor) -> Tensor:
         """Map (N, 9 * conv_dim) patches to (N, P) KP-Net parameters."""
         return _convolve(self.params_pred, patches)
+
+    def regress_keypoints(self, patches: Tensor) -> Tensor | None:
+        """Map (N, 9 * conv_dim) patches to the offsets from their locations to the keypoints.
+
+        Returns:
+            (N, K, 2) x, y in strides of the locations' levels; None without the regression.
+        """
+        if self.regression_pred is None:
+            return None
+        return _convolve(self.regression_pred, patches).unflatten(1, (-1, 2))
 
     def predict_boxes(self, patches: Tensor, candidates: Candidates) -> Tensor | None:
         """Predict the box of the person at each location.

@@ -15,15 +15,25 @@ from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 
 from .branches import DiskOffsetBranch, HeatmapBranch, KeypointFeatureBranch
-from .candidates import select_by_score
+from .candidates import Candidates, select_by_score
 from .config_check import check_model
+from .data.keypoint_sets import oks_sigmas
 from .geometry import Locations, map_size
 from .head import InsPoseHead
 from .keypoint_codec import decode_keypoints
 from .kp_net import KPNet
-from .losses import box_loss, classification_loss, disk_offset_loss, heatmap_loss, keypoint_loss
+from .losses import (
+    box_loss,
+    classification_loss,
+    disk_offset_loss,
+    heatmap_loss,
+    keypoint_loss,
+    quality_loss,
+    regression_loss,
+)
+from .oks import object_keypoint_similarity
 from .postprocess import boxes_of_poses, select_poses
-from .target_generator import PERSON, TargetGenerator
+from .target_generator import PERSON, TargetGenerator, Targets
 
 
 @dataclass
@@ -43,6 +53,7 @@ class InsPose(nn.Module):
 
     pixel_mean: Tensor
     pixel_std: Tensor
+    oks_sigmas: Tensor
 
     @configurable
     def __init__(
@@ -57,8 +68,10 @@ class InsPose(nn.Module):
         target_generator: TargetGenerator,
         in_features: list[str],
         map_feature: str,
+        classification: str,
         focal_loss_alpha: float,
         focal_loss_gamma: float,
+        oks_sigmas: list[float],
         loss_weights: dict[str, float],
         score_threshold: float,
         topk_candidates: int,
@@ -81,8 +94,10 @@ class InsPose(nn.Module):
             target_generator: makes the targets in training.
             in_features: pyramid levels of the head, finest first.
             map_feature: pyramid level of the three branches.
+            classification: "focal" (the paper) or "varifocal", see :func:`quality_loss`.
             focal_loss_alpha: see :func:`classification_loss`.
             focal_loss_gamma: the same.
+            oks_sigmas: of each keypoint, see :func:`object_keypoint_similarity`.
             loss_weights: weight of each loss key.
             score_threshold: lowest person probability of a candidate.
             topk_candidates: most candidates of an image.
@@ -103,6 +118,7 @@ class InsPose(nn.Module):
         self.target_generator = target_generator
         self.in_features = in_features
         self.map_feature = map_feature
+        self.classification = classification
         self.focal_loss_alpha = focal_loss_alpha
         self.focal_loss_gamma = focal_loss_gamma
         self.loss_weights = loss_weights
@@ -115,6 +131,7 @@ class InsPose(nn.Module):
         self.strides = [shapes[name].stride for name in in_features]
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        self.register_buffer("oks_sigmas", torch.tensor(oks_sigmas), False)
         if channels_last:
             self.to(memory_format=torch.channels_last)
 
@@ -158,6 +175,7 @@ class InsPose(nn.Module):
                 num_params=kp_net.num_params,
                 prior_prob=node.PRIOR_PROB,
                 with_boxes=node.BOX_HEAD.ENABLED,
+                num_regressed=k if node.REGRESSION.ENABLED else 0,
             ),
             "kp_net": kp_net,
             "keypoint_branch": KeypointFeatureBranch(
@@ -184,8 +202,10 @@ class InsPose(nn.Module):
             ),
             "in_features": node.IN_FEATURES,
             "map_feature": node.KEYPOINT_BRANCH.IN_FEATURE,
+            "classification": node.CLS_LOSS,
             "focal_loss_alpha": node.FOCAL_LOSS_ALPHA,
             "focal_loss_gamma": node.FOCAL_LOSS_GAMMA,
+            "oks_sigmas": oks_sigmas(cfg),
             "loss_weights": {f"loss_{key.lower()}": w for key, w in node.LOSS_WEIGHT.items()},
             "score_threshold": node.SCORE_THRESH_TEST,
             "topk_candidates": node.TOPK_CANDIDATES_TEST,
@@ -299,7 +319,9 @@ class InsPose(nn.Module):
         map_shape = (features.shape[2], features.shape[3])
         targets = self.target_generator(instances, locations, map_shape)
         patches = self.head.patches_at(predictions.params_features, targets.positives)
+        params = self.head.predict_params(patches)
         boxes = self.head.predict_boxes(patches, targets.positives)
+        regressed = self.head.regress_keypoints(patches)
         num_positives, num_pairs, num_offsets, num_labelled = _average_over_workers(
             torch.stack(
                 [
@@ -312,21 +334,12 @@ class InsPose(nn.Module):
         )
         get_event_storage().put_scalar("num_positives", num_positives.item())
 
+        image_sizes = [x.image_size for x in instances]
+        log_probs = self.kp_net.log_probs(params, targets.positives, features, targets.cells)
         losses = {
-            "loss_cls": classification_loss(
-                predictions.person_logits,
-                targets.labels,
-                alpha=self.focal_loss_alpha,
-                gamma=self.focal_loss_gamma,
-            )
+            "loss_cls": self._person_loss(predictions, params, targets, image_sizes)
             / num_positives,
-            "loss_keypoint": keypoint_loss(
-                self.kp_net.log_probs(
-                    self.head.predict_params(patches), targets.positives, features, targets.cells
-                ),
-                targets.labelled,
-            )
-            / num_pairs,
+            "loss_keypoint": keypoint_loss(log_probs, targets.labelled) / num_pairs,
         }
         if predictions.disk_offsets is not None:
             losses["loss_disk_offset"] = (
@@ -339,7 +352,33 @@ class InsPose(nn.Module):
             )
         if boxes is not None:
             losses["loss_box"] = box_loss(boxes, targets.boxes) / num_positives
+        if regressed is not None:
+            where = targets.positives
+            offsets = targets.keypoints[..., :2] - where.points[:, None]
+            offsets = offsets / where.strides[:, None, None]
+            loss = regression_loss(regressed, offsets, targets.labelled)
+            losses["loss_regression"] = loss / num_pairs
         return {name: self.loss_weights[name] * loss for name, loss in losses.items()}
+
+    def _person_loss(
+        self,
+        predictions: Predictions,
+        params: Tensor,
+        targets: Targets,
+        image_sizes: list[tuple[int, int]],
+    ) -> Tensor:
+        """Sum of the classification loss: persons are 1, or as good as the pose found there."""
+        logits, labels = predictions.person_logits, targets.labels
+        if self.classification == "focal":
+            alpha, gamma = self.focal_loss_alpha, self.focal_loss_gamma
+            return classification_loss(logits, labels, alpha=alpha, gamma=gamma)
+        with torch.no_grad():
+            poses = self.keypoints_of(predictions, params, targets.positives, image_sizes)
+            quality = object_keypoint_similarity(
+                torch.cat(poses), targets.keypoints, targets.areas, self.oks_sigmas
+            )
+        get_event_storage().put_scalar("mean_oks", quality.mean().nan_to_num())
+        return quality_loss(logits, labels, quality, alpha=0.75, gamma=2.0)
 
     def inference(
         self,
@@ -394,53 +433,72 @@ class InsPose(nn.Module):
         scores = scores[candidates.image, candidates.index]
         patches = self.head.patches_at(predictions.params_features, candidates)
         boxes = self.head.predict_boxes(patches, candidates)
-        cells, keypoint_scores = self.kp_net.peaks(
-            self.head.predict_params(patches),
-            candidates,
-            predictions.keypoint_features,
-            [map_size(size, self.kp_net.stride) for size in image_sizes],
-        )
+        params = self.head.predict_params(patches)
         counts = candidates.counts
-        nothing = [None] * len(counts)
         per_image = zip(
-            cells.split(counts),
-            keypoint_scores.split(counts),
-            nothing if predictions.disk_offsets is None else predictions.disk_offsets,
-            nothing if boxes is None else boxes.split(counts),
+            self.keypoints_of(predictions, params, candidates, image_sizes),
+            [None] * len(counts) if boxes is None else boxes.split(counts),
             scores.split(counts),
+            candidates.index.split(counts),
             image_sizes,
             strict=True,
         )
-        where = candidates.index.split(counts)
         return [
-            (*self._poses_of_image(*image), own)
-            for image, own in zip(per_image, where, strict=True)
+            (
+                keypoints,
+                boxes_of_poses(keypoints) if own is None else clip_boxes_to_image(own, size),
+                self._pose_scores(score, keypoints),
+                index,
+            )
+            for keypoints, own, score, index, size in per_image
         ]
 
-    def _poses_of_image(
+    def keypoints_of(
         self,
-        cells: Tensor,
-        keypoint_scores: Tensor,
-        disk_offsets: Tensor | None,
-        boxes: Tensor | None,
-        scores: Tensor,
-        image_size: tuple[int, int],
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Decode the peaks of an image's maps: keypoints, boxes and scores."""
-        _, map_width = map_size(image_size, self.kp_net.stride)
-        keypoints = decode_keypoints(
-            cells,
-            keypoint_scores,
-            disk_offsets,
-            stride=self.kp_net.stride,
-            map_width=map_width,
-            image_size=image_size,
+        predictions: Predictions,
+        params: Tensor,
+        candidates: Candidates,
+        image_sizes: list[tuple[int, int]],
+    ) -> list[Tensor]:
+        """Run KP-Nets and decode the peaks of their maps (eq. 2 and 3).
+
+        Args:
+            predictions: of the network.
+            params: (N, P) parameters of the KP-Nets.
+            candidates: the N locations that they come from.
+            image_sizes: (H, W) of each image without padding, pixels.
+
+        Returns:
+            Per image keypoints (n, K, 3): x, y in pixels of the network input, score.
+        """
+        stride, offsets = self.kp_net.stride, predictions.disk_offsets
+        sizes = [map_size(size, stride) for size in image_sizes]
+        features = predictions.keypoint_features
+        cells, scores = self.kp_net.peaks(params, candidates, features, sizes)
+        per_image = zip(
+            cells.split(candidates.counts),
+            scores.split(candidates.counts),
+            [None] * len(sizes) if offsets is None else offsets,
+            sizes,
+            image_sizes,
+            strict=True,
         )
+        return [
+            decode_keypoints(
+                own_cells,
+                own_scores,
+                own_offsets,
+                stride=stride,
+                map_width=width,
+                image_size=image_size,
+            )
+            for own_cells, own_scores, own_offsets, (_, width), image_size in per_image
+        ]
+
+    def _pose_scores(self, scores: Tensor, keypoints: Tensor) -> Tensor:
+        """Mix person probabilities (n,) with the scores of keypoints (n, K, 3)."""
         weight = self.keypoint_score_weight
-        scores = scores ** (1 - weight) * keypoint_scores.mean(dim=1) ** weight
-        if boxes is None:
-            return keypoints, boxes_of_poses(keypoints), scores
-        return keypoints, clip_boxes_to_image(boxes, image_size), scores
+        return scores ** (1 - weight) * keypoints[..., 2].mean(dim=1) ** weight
 
 
 def _check_images(batched_inputs: list[dict[str, Any]], num_channels: int) -> None:

@@ -23,6 +23,47 @@ def classification_loss(logits: Tensor, targets: Tensor, *, alpha: float, gamma:
     )
 
 
+def quality_loss(
+    logits: Tensor, targets: Tensor, quality: Tensor, *, alpha: float, gamma: float
+) -> Tensor:
+    """Varifocal loss: the person probability learns how good the pose is (ours here).
+
+    Zhang et al. 2021 with OKS in the place of IoU, as in the authors' later code: cross-entropy
+    towards the quality, weighted by it at persons, by alpha * probability^gamma elsewhere.
+
+    Args:
+        logits: (...) person logits.
+        targets: (...) 1 person, 0 background, -1 left out.
+        quality: (N,) in [0, 1], OKS of the decoded pose of each of the N persons of ``targets``, in
+            their order.
+        alpha: weight of the background, above 0.
+        gamma: focusing exponent of the background.
+
+    Returns:
+        Scalar sum.
+    """
+    logits = logits.float()
+    towards = logits.new_zeros(logits.shape).masked_scatter(targets == 1, quality.float())
+    weight = (alpha * logits.detach().sigmoid() ** gamma).where(targets != 1, towards)
+    loss = F.binary_cross_entropy_with_logits(logits, towards, weight, reduction="none")
+    return loss[targets >= 0].sum()
+
+
+def regression_loss(offsets: Tensor, targets: Tensor, labelled: Tensor) -> Tensor:
+    """L1 of the auxiliary regression, mean over x and y (the authors' later code).
+
+    Args:
+        offsets: (N, K, 2) predicted offsets from locations to keypoints, in strides.
+        targets: (N, K, 2) annotated.
+        labelled: (N, K) bool.
+
+    Returns:
+        Scalar sum over the labelled keypoints.
+    """
+    distance = (offsets.float() - targets).abs().mean(dim=2)
+    return distance.where(labelled, 0).sum()
+
+
 def keypoint_loss(log_probs: Tensor, labelled: Tensor) -> Tensor:
     """Softmax cross-entropy over the cells of each labelled keypoint's map (eq. 4).
 

@@ -12,6 +12,7 @@ from .geometry import Locations, enclosing_boxes
 from .keypoint_codec import encode_cells, encode_disk_offsets, encode_heatmaps
 
 PERSON, NO_PERSON, LEFT_OUT = 1, 0, -1
+AREA_OF_BOX = 0.53  # COCO's area of a person, that of the mask, as a share of the box
 CROWD = -1  # in gt_classes: a region of persons who are not annotated one by one
 
 
@@ -23,6 +24,8 @@ class Targets:
     positives: Candidates  # N
     cells: Tensor  # (N, K) cell of each keypoint of the positive's person
     labelled: Tensor  # (N, K) bool
+    keypoints: Tensor  # (N, K, 3) of the positive's person, image pixels
+    areas: Tensor  # (N,) area of the person for OKS, square pixels
     boxes: Tensor  # (N, 4) box that the person was assigned by, image pixels
     disk_offsets: Tensor  # (B, 2K, H, W) in cells
     disk_mask: Tensor  # (B, K, H, W) bool
@@ -36,6 +39,7 @@ class _Persons:
 
     keypoints: Tensor  # (n, K, 3)
     labelled: Tensor  # (n, K) bool
+    areas: Tensor  # (n,)
     boxes: Tensor  # (n, 4)
     labels: Tensor  # (L,)
     of_positive: Tensor  # (N,) person of each positive location, in the order of the locations
@@ -123,6 +127,8 @@ class TargetGenerator:
             positives=candidates_at(locations, labels == PERSON),
             cells=torch.cat([c[x.of_positive] for c, x in zip(cells, persons, strict=True)]),
             labelled=torch.cat([x.labelled[x.of_positive] for x in persons]),
+            keypoints=torch.cat([x.keypoints[x.of_positive] for x in persons]),
+            areas=torch.cat([x.areas[x.of_positive] for x in persons]),
             boxes=torch.cat([x.boxes[x.of_positive] for x in persons]),
             disk_offsets=torch.stack([offsets for offsets, _ in disks]),
             disk_mask=torch.stack([mask for _, mask in disks]),
@@ -151,7 +157,16 @@ class TargetGenerator:
         if self.ignore_unlabeled and not to_find.all():
             left_out = inside_any(locations, instances.gt_boxes.tensor[~to_find])
             labels[left_out & ~positive] = LEFT_OUT
-        return _Persons(keypoints[to_find], labelled[to_find], boxes, labels, person[positive])
+        # An image without persons may have no boxes.
+        areas = instances.gt_boxes.area() if len(instances) else keypoints.new_zeros(0)
+        return _Persons(
+            keypoints[to_find],
+            labelled[to_find],
+            AREA_OF_BOX * areas[to_find],
+            boxes,
+            labels,
+            person[positive],
+        )
 
     def _keypoints(self, instances: Instances, like: Tensor) -> Tensor:
         """Keypoints (n, K, 3) of an image; (0, K, 3) where there is no person."""

@@ -32,6 +32,7 @@ from .data.annotations import check_annotations
 from .data.dataset_mapper import InsPoseDatasetMapper
 from .data.keypoint_sets import register_datasets
 from .data.train_loader import TrainingBatches, build_train_loader, mix
+from .ema import EMA
 from .evaluation import InsPoseEvaluator
 from .signals import Interrupted, StopRequest
 from .test_time_augmentation import InsPoseWithTTA
@@ -176,12 +177,17 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[hooks.HookBase]:
         """Add ``model_best.pth`` to Detectron2's hooks; evaluation may be interrupted.
 
-        The best is that of the highest keypoint AP on the first data set.
+        The best is that of the highest keypoint AP on the first data set. With
+        ``SOLVER.EMA_DECAY`` the average of the weights is evaluated and saved.
         """
+        model, decay = self.model, self.cfg.SOLVER.EMA_DECAY
+        ema = EMA(self.checkpointer.model, decay, self.checkpointer) if decay else None
+        if ema is not None:
+            model = ema.averaged
 
         def test() -> Any:
             with self.stop.interruptible():
-                self._last_eval_results = self.test(self.cfg, self.model)
+                self._last_eval_results = self.test(self.cfg, model)
             return self._last_eval_results
 
         names, period = self.cfg.DATASETS.TEST, self.cfg.TEST.EVAL_PERIOD
@@ -189,6 +195,8 @@ class Trainer(DefaultTrainer):
             EvalHook(period, test) if isinstance(hook, hooks.EvalHook) else hook
             for hook in super().build_hooks()
         ]
+        if ema is not None:
+            built.insert(0, ema)
         if names and period > 0 and comm.is_main_process():
             metric = "keypoints/AP" if len(names) == 1 else f"{names[0]}/keypoints/AP"
             built.insert(-1, BestCheckpointer(period, self.checkpointer, metric))  # then the writer

@@ -139,7 +139,10 @@ def test_no_key_of_timm_is_unread(tiny_cfg: Callable[..., CfgNode]) -> None:
     name = ["MODEL.BACKBONE.NAME", "build_inspose_timm_fpn_backbone"]
     network = ["MODEL.TIMM.NAME", "mobilenetv3_small_050", "MODEL.TIMM.PRETRAINED", False]
     read, declared = read_and_declared(tiny_cfg([*name, *network]), "TIMM")
-    assert declared == {"TIMM.NAME", "TIMM.PRETRAINED", "TIMM.WEIGHTS"}
+    assert declared == {
+        *("TIMM.NAME", "TIMM.PRETRAINED", "TIMM.WEIGHTS"),
+        "TIMM.FREEZE_STRIDE",
+    }
     assert declared == read
 
 

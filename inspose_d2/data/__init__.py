@@ -6,6 +6,10 @@ ordinary COCO folder. Figures are reported on `val`; whoever chooses a setting d
 
 `keypoints_coco_2017_test-dev` is COCO's test set, whose annotations only COCO's server has.
 
+`people_{train,fit,holdout,val}` are photographs of people in COCO's form, `people/annotations/
+person_keypoints_*.json` and `people/{train,val}` below `$DETECTRON2_DATASETS`: `fit` and `holdout`
+are the parts of `train` that `tools/hold_out.py` makes.
+
 `crowdpose_{train,val,trainval,test}` are the files that `tools/prepare_crowdpose.py` writes.
 """
 
@@ -25,6 +29,7 @@ __all__ = [
     "register_coco_keypoints",
     "register_coco_test_dev",
     "register_crowdpose",
+    "register_people",
     "register_synthetic_people",
 ]
 
@@ -115,6 +120,24 @@ def register_coco_test_dev() -> None:
         thing_dataset_id_to_contiguous_id={1: 0},
         **_get_builtin_metadata("coco_person"),
     )
+
+
+def register_people() -> None:
+    """Register `people_{train,fit,holdout,val}`, unless these names are taken already."""
+    folder = os.path.join(os.environ.get("DETECTRON2_DATASETS", "datasets"), "people")
+    for split in ("train", "fit", "holdout", "val"):
+        name = f"people_{split}"
+        if name in DatasetCatalog:
+            continue
+        json_file = os.path.join(folder, "annotations", f"person_keypoints_{split}.json")
+        image_root = os.path.join(folder, "val" if split == "val" else "train")
+        DatasetCatalog.register(name, partial(load_coco_json, json_file, image_root, name))
+        MetadataCatalog.get(name).set(
+            json_file=json_file,
+            image_root=image_root,
+            evaluator_type="coco",
+            **_get_builtin_metadata("coco_person"),
+        )
 
 
 def register_crowdpose() -> None:

@@ -12,6 +12,7 @@ from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.structures import Keypoints
 
 from ..target_generator import CROWD
+from .augmentation import training_augmentations
 from .images import ImageError, ResizeShortestEdge, read_image
 
 
@@ -44,8 +45,10 @@ class InsPoseDatasetMapper(DatasetMapper):
             cfg.defrost()
             cfg.MODEL.KEYPOINT_ON = False
         settings = super().from_config(cfg, is_train)
-        settings["augmentations"] = [_keep_a_pixel(x) for x in settings["augmentations"]]
-        return {**settings, "max_pixels": cfg.INPUT.MAX_PIXELS}
+        augmentations = [_keep_a_pixel(x) for x in settings["augmentations"]]
+        if is_train:
+            augmentations = training_augmentations(cfg, augmentations)
+        return {**settings, "augmentations": augmentations, "max_pixels": cfg.INPUT.MAX_PIXELS}
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Map one image.

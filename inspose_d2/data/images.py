@@ -177,7 +177,18 @@ class ResizeShortestEdge(T.ResizeShortestEdge):
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """Choose a size for an image (H, W, 3)."""
-        transform = super().get_transform(image)
-        if isinstance(transform, T.ResizeTransform):
-            transform.new_h, transform.new_w = max(transform.new_h, 1), max(transform.new_w, 1)
-        return transform
+        return _at_least_a_pixel(super().get_transform(image))
+
+
+class ResizeScale(T.ResizeScale):
+    """Detectron2's augmentation, whose sides here have a pixel at least."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """Choose a size for an image (H, W, 3)."""
+        return _at_least_a_pixel(super().get_transform(image))
+
+
+def _at_least_a_pixel(transform: T.Transform) -> T.Transform:
+    if isinstance(transform, T.ResizeTransform):
+        transform.new_h, transform.new_w = max(transform.new_h, 1), max(transform.new_w, 1)
+    return transform

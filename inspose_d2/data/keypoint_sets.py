@@ -104,6 +104,25 @@ def register_coco_keypoints(
     )
 
 
+def oks_sigmas(cfg: CfgNode) -> list[float]:
+    """Choose the sigmas of OKS for the keypoints of a config.
+
+    Args:
+        cfg: reads ``TEST.KEYPOINT_OKS_SIGMAS``, ``DATASETS`` and ``MODEL.INSPOSE.NUM_KEYPOINTS``.
+
+    Returns:
+        K values: the config's; else those of the first of its data sets that has K of them; else
+        COCO's where K is 17, ``DEFAULT_SIGMA`` for each where it is not.
+    """
+    k = cfg.MODEL.INSPOSE.NUM_KEYPOINTS
+    names = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
+    known = (
+        MetadataCatalog.get(x).get("keypoint_oks_sigmas") for x in names if x in DatasetCatalog
+    )
+    candidates = (cfg.TEST.KEYPOINT_OKS_SIGMAS, *known, COCO_SIGMAS.values(), [DEFAULT_SIGMA] * k)
+    return next(list(x) for x in candidates if x is not None and len(x) == k)
+
+
 def is_registered(name: str, json_file: str, image_root: str) -> bool:
     """Whether a name stands for these files."""
     if name not in DatasetCatalog:
