@@ -355,11 +355,12 @@ def test_frozen_batch_norms_are_folded_into_their_convolutions(
                 nn.init.uniform_(values, 0.5, 1.5)
             for values in (norm.bias, norm.running_mean):
                 nn.init.uniform_(values, -0.5, 0.5)
+    plain.double()  # in float32 a rounding error may switch a ReLU
     folded = fold_frozen_batch_norms(copy.deepcopy(plain))
     assert sum(type(x) is FoldedConv2d for x in folded.modules()) == 53  # all of ResNet-50
     assert folded.state_dict().keys() == plain.state_dict().keys()
 
-    image = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    image = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1)).double()
     losses = [sum(x.square().mean() for x in net(image).values()) for net in (plain, folded)]
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=0)
     for loss in losses:
@@ -379,3 +380,13 @@ def test_resnet_backbone_has_no_frozen_batch_norm_left_to_run(
     backbone = build_backbone(cfg).eval()
     monkeypatch.delattr(FrozenBatchNorm2d, "forward")
     assert run(backbone).keys() == set(NAMES)
+
+
+def test_first_stages_freeze_up_to_a_stride(build_timm: Callable[..., FPN]) -> None:
+    net = build_timm(MOBILENET, "MODEL.TIMM.FREEZE_STRIDE", 4).bottom_up.net
+    # Its stride 4 is the stem and the first of its stages.
+    for name, parameter in net.named_parameters():
+        first = name.startswith(("conv_stem.", "bn1.", "blocks.0."))
+        assert parameter.requires_grad == (not first), name
+    with pytest.raises(ValueError, match=r"FREEZE_STRIDE 3: .* strides \[2, 4, 8, 16, 32\]"):
+        build_timm(MOBILENET, "MODEL.TIMM.FREEZE_STRIDE", 3)

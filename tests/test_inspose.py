@@ -196,6 +196,47 @@ def test_box_head_learns_and_predicts_boxes(tiny_cfg: Make, batch: Make) -> None
     assert set(sides.unique().tolist()) <= {16, 32, 64, 128, 256}
 
 
+RECIPE = {"MODEL.INSPOSE.CLS_LOSS": "varifocal", "MODEL.INSPOSE.REGRESSION.ENABLED": True}
+
+
+@pytest.mark.parametrize("counts", [(2, 3), (2, 0), (0, 0)])
+def test_recipe_reaches_every_parameter_when_images_have_persons_or_none(
+    tiny_cfg: Make, batch: Make, counts: tuple[int, int]
+) -> None:
+    model = build_model(tiny_cfg(**RECIPE))
+    losses = train_step(model, batch(*counts))
+    assert losses.keys() == LOSSES | {"loss_regression"}
+    assert all(loss.isfinite() for loss in losses.values())
+    for name, p in model.named_parameters():
+        assert not p.requires_grad or p.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize(("shift", "oks"), [(0.0, 1.0), (1000.0, 0.0)])
+def test_score_learns_the_oks_of_the_pose(
+    tiny_cfg: Make, batch: Make, monkeypatch: pytest.MonkeyPatch, shift: float, oks: float
+) -> None:
+    model = build_model(tiny_cfg(**RECIPE))
+    model.train()
+    poses: list[Tensor] = []
+    generate = model.target_generator
+
+    def targets_of(*args: Any) -> Any:
+        targets = generate(*args)
+        poses[:] = targets.keypoints.split(targets.positives.counts)
+        return targets
+
+    def decoded(*_: Any) -> list[Tensor]:
+        return [pose + pose.new_tensor([shift, shift, 0]) for pose in poses]
+
+    monkeypatch.setattr(model, "target_generator", targets_of)
+    monkeypatch.setattr(model, "keypoints_of", decoded)
+    with EventStorage() as storage:
+        losses = model(batch(2, 1))
+        assert storage.latest()["mean_oks"][0] == pytest.approx(oks)
+    # Quality 1 at the prior of 0.01 costs ln 100 for each person, quality 0 nothing.
+    assert losses["loss_cls"].item() == pytest.approx(oks * math.log(100), abs=0.3)
+
+
 def test_loss_weights_multiply_their_terms(tiny_cfg: Make, batch: Make) -> None:
     def losses(**weights: float) -> dict[str, Tensor]:
         torch.manual_seed(0)

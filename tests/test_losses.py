@@ -11,6 +11,8 @@ from inspose_d2.losses import (
     disk_offset_loss,
     heatmap_loss,
     keypoint_loss,
+    quality_loss,
+    regression_loss,
 )
 
 
@@ -210,3 +212,33 @@ def test_loss_is_float32_when_logits_are_bfloat16(name: str, autocast: bool) -> 
     # The same numbers as if the input had been rounded only: nothing is computed in bfloat16.
     assert loss.item() == pytest.approx(loss_of(name, logits.float()).item(), rel=1e-6)
     assert (gradient(loss, logits) != 0).any()
+
+
+def test_quality_loss_by_hand() -> None:
+    # A person of quality 0.8 at p = 0.5: 0.8 * ln 2. Background at p = 0.5: 0.75 * 0.25 * ln 2.
+    # A person of quality 0 counts nothing; the last is left out.
+    logits, targets = torch.zeros(4), torch.tensor([1, 0, 1, -1])
+    loss = quality_loss(logits, targets, torch.tensor([0.8, 0.0]), alpha=0.75, gamma=2.0)
+    assert loss.item() == pytest.approx((0.8 + 0.1875) * math.log(2), rel=1e-6)
+
+
+def test_probability_settles_at_the_quality() -> None:
+    targets, quality = torch.tensor([1, 1, 0]), torch.tensor([0.7, 0.2])
+    logits = torch.tensor([math.log(0.7 / 0.3), math.log(0.2 / 0.8), -60.0], requires_grad=True)
+    loss = quality_loss(logits, targets, quality, alpha=0.75, gamma=2.0)
+    assert gradient(loss, logits).tolist() == pytest.approx([0, 0, 0], abs=1e-6)
+
+
+def test_quality_loss_without_persons() -> None:
+    logits = rand(2, 3).requires_grad_()
+    targets = torch.zeros(2, 3, dtype=torch.int64)
+    loss = quality_loss(logits, targets, torch.zeros(0), alpha=0.75, gamma=2.0)
+    assert loss.item() > 0
+    assert gradient(loss, logits).isfinite().all()
+
+
+def test_regression_loss_by_hand() -> None:
+    # |1 - 0| and |2 - 4| have the mean 1.5; the second keypoint is not labelled.
+    offsets = torch.tensor([[[1.0, 2.0], [50.0, 50.0]]])
+    targets = torch.tensor([[[0.0, 4.0], [0.0, 0.0]]])
+    assert regression_loss(offsets, targets, torch.tensor([[True, False]])).item() == 1.5
