@@ -248,10 +248,77 @@ class TimmBackbone(Backbone):
         self.train()
 
     def freeze_batch_norms(self) -> None:
-        """Keep statistics and affine parameters of all batch norms as they are."""
+        """Keep statistics and affine parameters of all batch norms as they are, and fold them."""
         from timm.layers import freeze_batch_norm_2d  # Detectron2's would drop their activations
 
         self.net = freeze_batch_norm_2d(self.net)
+        # Same parameters under the same names, another forward: checkpoints are not affected.
+        classes: dict[type, type] = {}
+        for conv, norm in _convolutions_with_norms(self.net):
+            conv.folded_norm = (norm,)  # a tuple, or it would be registered a second time
+            for module, folded in ((conv, FoldedTimmConv2d), (norm, FoldedTimmNorm)):
+                plain = type(module)
+                if plain not in classes:
+                    classes[plain] = type(f"Folded{plain.__name__}", (folded, plain), {})
+                module.__class__ = classes[plain]
+
+
+class FoldedTimmConv2d(nn.Conv2d):
+    """:class:`FoldedConv2d` for timm's networks, where norms are modules beside convolutions."""
+
+    folded_norm: tuple[Any]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, out_channels, H', W')."""
+        (norm,) = self.folded_norm
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        bias = norm.bias - norm.running_mean * scale
+        weight = self.weight * scale[:, None, None, None]
+        if type(self).__name__.endswith("Same"):
+            from timm.layers import pad_same
+
+            x = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class FoldedTimmNorm(nn.Module):
+    """What is left of a batch norm that is folded: the activation that timm puts into it."""
+
+    act: nn.Module
+    drop: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same."""
+        return self.act(self.drop(x)) if hasattr(self, "act") else x
+
+
+def _convolutions_with_norms(net: nn.Module) -> list[tuple[Any, nn.Module]]:
+    """Find the frozen batch norms whose input is just what a convolution puts out."""
+    from timm.layers import Conv2dSame, FrozenBatchNormAct2d
+    from torchvision.ops.misc import FrozenBatchNorm2d
+
+    makers: dict[int, tuple[nn.Module, Tensor]] = {}  # the tensor is kept, or its id could return
+    pairs: list[tuple[Any, nn.Module]] = []
+
+    def note_output(module: nn.Module, _: Any, output: Tensor) -> None:
+        makers[id(output)] = module, output
+
+    def note_input(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        if id(inputs[0]) in makers:
+            pairs.append((makers[id(inputs[0])][0], module))
+
+    hooks: list[Any] = []
+    for module in net.modules():
+        if type(module) in (nn.Conv2d, Conv2dSame) and module.bias is None:
+            hooks.append(module.register_forward_hook(note_output))
+        elif isinstance(module, FrozenBatchNormAct2d | FrozenBatchNorm2d):
+            hooks.append(module.register_forward_pre_hook(note_input))
+    first = next(net.parameters())
+    with torch.no_grad():
+        net(first.new_zeros(1, first.shape[1], 96, 160))
+    for hook in hooks:
+        hook.remove()
+    return pairs
 
 
 def _create_timm(name: str, in_channels: int, **pretrained: Any) -> Any:

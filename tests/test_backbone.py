@@ -18,7 +18,7 @@ from detectron2.utils.events import EventStorage
 from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor, nn
 
-from inspose_d2.backbone import FoldedConv2d, fold_frozen_batch_norms
+from inspose_d2.backbone import FoldedConv2d, FoldedTimmNorm, fold_frozen_batch_norms
 
 NAMES = ["p3", "p4", "p5", "p6", "p7"]
 CHANNELS = 32  # FPN.OUT_CHANNELS of tiny_cfg
@@ -390,3 +390,32 @@ def test_first_stages_freeze_up_to_a_stride(build_timm: Callable[..., FPN]) -> N
         assert parameter.requires_grad == (not first), name
     with pytest.raises(ValueError, match=r"FREEZE_STRIDE 3: .* strides \[2, 4, 8, 16, 32\]"):
         build_timm(MOBILENET, "MODEL.TIMM.FREEZE_STRIDE", 3)
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "hrnet_w18_small", "resnet18"])
+def test_frozen_batch_norms_of_timm_are_folded(build_timm: Callable[..., FPN], name: str) -> None:
+    torch.manual_seed(0)
+    plain = build_timm(name).bottom_up.eval().double()
+    for module in plain.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+    folded = copy.deepcopy(plain)
+    folded.freeze_batch_norms()
+    norms = sum(isinstance(x, nn.BatchNorm2d) for x in plain.modules())
+    assert sum(isinstance(x, FoldedTimmNorm) for x in folded.modules()) == norms
+    assert {*folded.state_dict()} == {
+        key for key in plain.state_dict() if not key.endswith("num_batches_tracked")
+    }
+    folded = copy.deepcopy(folded)  # as an average of the weights does
+
+    image = torch.randn(2, 3, 64, 96, dtype=torch.double)
+    losses = [sum(x.square().mean() for x in net(image).values()) for net in (plain, folded)]
+    torch.testing.assert_close(losses[1], losses[0])
+    for loss in losses:
+        loss.backward()
+    expected = dict(plain.named_parameters())
+    for key, parameter in folded.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[key].grad)
