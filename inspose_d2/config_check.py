@@ -146,6 +146,35 @@ def check_config(cfg: CfgNode, *, training: bool = True) -> None:
     _refuse(_problems(cfg, training))
 
 
+def doubt_about_sizes(cfg: CfgNode) -> str:
+    """Say whether images are larger or smaller in evaluation than they ever are in training.
+
+    Sizes are compared by the longer side of a photograph of 4:3.
+
+    Args:
+        cfg: the whole config.
+
+    Returns:
+        What to doubt, "" for nothing.
+    """
+    node = cfg["INPUT"]
+    test = min(node["MIN_SIZE_TEST"] * 4 / 3, node["MAX_SIZE_TEST"])
+    if node["SCALE_JITTER"]:
+        keys = "SCALE_JITTER and CROP_SIZE"
+        train = [x * node["CROP_SIZE"] for x in node["SCALE_JITTER"]]
+    else:
+        keys = "MIN_SIZE_TRAIN and MAX_SIZE_TRAIN"
+        train = [min(x * 4 / 3, node["MAX_SIZE_TRAIN"]) for x in node["MIN_SIZE_TRAIN"]]
+    if test == 0 or min(train) <= test <= max(train):  # 0: images keep their sizes
+        return ""
+    return (
+        f"INPUT.MIN_SIZE_TEST {node['MIN_SIZE_TEST']} and MAX_SIZE_TEST {node['MAX_SIZE_TEST']} "
+        f"make a photograph of 4:3 {test:.0f} pixels long; in training it is {min(train):.0f} to "
+        f"{max(train):.0f}. What was trained on few images may find nobody at a size that it never "
+        f"saw: let INPUT.{keys} reach the test size, or test within them"
+    )
+
+
 def _refuse(problems: Iterator[str]) -> None:
     lines = list(problems)
     if lines:

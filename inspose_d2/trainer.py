@@ -27,7 +27,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from .checkpoint import BestCheckpointer, CheckpointError, InsPoseCheckpointer
-from .config_check import check_config
+from .config_check import check_config, doubt_about_sizes
 from .data.annotations import check_annotations
 from .data.dataset_mapper import InsPoseDatasetMapper
 from .data.keypoint_sets import register_datasets
@@ -37,6 +37,8 @@ from .evaluation import InsPoseEvaluator
 from .signals import Interrupted, StopRequest
 from .test_time_augmentation import InsPoseWithTTA
 from .train_loop import DivergedError, TrainLoop, explain
+
+MAX_WARMUP = 5  # one in so many steps, at most, warms up
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +79,10 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()  # nobody did
-        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = self.fit_schedule(self.auto_scale_workers(cfg, comm.get_world_size()))
+        doubt = doubt_about_sizes(cfg)
+        if doubt:
+            logger.warning(doubt)
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.last_step = -1
         self.stop = StopRequest()
@@ -227,6 +232,46 @@ class Trainer(DefaultTrainer):
                 "all of SOLVER as it stands, for any number of workers"
             )
         return DefaultTrainer.auto_scale_workers(cfg, num_workers)
+
+    @staticmethod
+    def fit_schedule(cfg: CfgNode) -> CfgNode:
+        """Fit warm-up and steps into a short run, each with a warning.
+
+        A warm-up that takes most of a run, as one for thousands of steps does, leaves the learning
+        rate near 0, and nothing is learned.
+
+        Args:
+            cfg: reads ``SOLVER``, as scaled to the workers.
+
+        Returns:
+            The config with a warm-up of at most a fifth of ``SOLVER.MAX_ITER`` and without the
+            ``SOLVER.STEPS`` that are never reached.
+        """
+        solver = cfg.SOLVER
+        last, longest = solver.MAX_ITER, solver.MAX_ITER // MAX_WARMUP
+        drops = solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR"
+        reached = tuple(x for x in solver.STEPS if x < last or not drops)
+        workers = comm.get_world_size()
+        scaled = f" (as scaled to {workers} worker(s))" if solver.REFERENCE_WORLD_SIZE else ""
+        if longest < solver.WARMUP_ITERS:
+            logger.warning(
+                f"SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS} is more than a fifth of "
+                f"SOLVER.MAX_ITER {last}{scaled}: the rate rises over {longest} steps instead"
+            )
+        if reached != tuple(solver.STEPS):
+            logger.warning(
+                f"SOLVER.STEPS {tuple(solver.STEPS)} are not all below SOLVER.MAX_ITER "
+                f"{last}{scaled}: those beyond are never reached, and the rate does not fall "
+                f"there. For a run of this length set SOLVER.STEPS ({last * 2 // 3}, "
+                f"{last * 8 // 9})"
+            )
+        fitted = cfg.clone()
+        fitted.defrost()
+        fitted.SOLVER.WARMUP_ITERS = min(solver.WARMUP_ITERS, longest)
+        fitted.SOLVER.STEPS = reached
+        if cfg.is_frozen():
+            fitted.freeze()
+        return fitted
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

@@ -19,6 +19,7 @@ from inspose_d2.config_check import (
     TRAINING_RULES,
     check_config,
     check_model,
+    doubt_about_sizes,
 )
 from inspose_d2.trainer import Trainer
 
@@ -292,3 +293,35 @@ def test_train_net_ends_with_one_message_and_status_2(
     assert told in printed
     assert printed.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("train", "train_limit", "test", "test_limit", "outside"),
+    [
+        ((640, 800), 1333, 800, 1333, False),
+        ((256,), 256, 256, 256, False),
+        ((256,), 256, 272, 272, True),
+        ((256,), 256, 192, 999, False),  # of a photograph of 4:3 the longer side is 256 in both
+        ((256,), 999, 256, 272, True),
+        ((192, 320), 320, 256, 256, False),
+        ((192, 320), 320, 320, 480, True),
+        ((256,), 256, 0, 1333, False),  # images keep their sizes, which nobody knows
+    ],
+)
+def test_a_test_size_outside_the_training_sizes_is_doubted(
+    train: tuple[int, ...], train_limit: int, test: int, test_limit: int, outside: bool
+) -> None:
+    sizes = ["INPUT.MIN_SIZE_TRAIN", train, "INPUT.MAX_SIZE_TRAIN", train_limit]
+    sizes += ["INPUT.MIN_SIZE_TEST", test, "INPUT.MAX_SIZE_TEST", test_limit]
+    doubt = doubt_about_sizes(get_cfg(opts=sizes))
+    assert bool(doubt) == outside
+    if outside:
+        assert f"INPUT.MIN_SIZE_TEST {test}" in doubt
+
+
+@pytest.mark.parametrize(("size", "outside"), [(200, False), (288, False), (320, True)])
+def test_the_sizes_of_scale_jitter_are_those_of_training(size: int, outside: bool) -> None:
+    jitter = ["INPUT.SCALE_JITTER", (0.7, 1.2), "INPUT.CROP_SIZE", 256]
+    test = ["INPUT.MIN_SIZE_TEST", size, "INPUT.MAX_SIZE_TEST", size]
+    doubt = doubt_about_sizes(get_cfg(opts=[*jitter, *test]))
+    assert ("CROP_SIZE" in doubt) == outside

@@ -83,8 +83,7 @@ def loss_on_two_photographs(weights: Path) -> float:
 @pytest.mark.slow
 def test_r50_3x_trains_saves_resumes_and_evaluates_on_photographs(tmp_path: Path) -> None:
     # Unchanged but for weights, the number of steps, and one image a step instead of 16, which
-    # suits a CPU, at a hundredth of the rate: Detectron2 squeezes the warm-up of 1000 steps into
-    # the few there are, so the rate is reached at once.
+    # suits a CPU, at a hundredth of the rate: the warm-up is cut to 2 or 4 steps.
     initial = calibrated_weights(tmp_path / "r50.pth")
     settings = {
         "MODEL.WEIGHTS": initial,

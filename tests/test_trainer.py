@@ -15,7 +15,7 @@ from detectron2.engine import HookBase, launch
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
-from inspose_d2 import InsPose, add_inspose_config
+from inspose_d2 import InsPose, add_inspose_config, list_configs
 from inspose_d2.data.images import ImageError
 from inspose_d2.signals import Interrupted
 from inspose_d2.train_loop import DivergedError
@@ -57,6 +57,67 @@ def test_workers_keep_their_two_images(
 def test_quick_configs_are_the_same_on_any_number_of_workers(name: str) -> None:
     cfg = load(f"quick/{name}.yaml")
     assert Trainer.auto_scale_workers(cfg, 2) == cfg
+
+
+def short_run(**solver: Any) -> CfgNode:
+    """Config of a run of 60 steps with a warm-up of 100, as it reaches the schedule."""
+    cfg = load("quick/synthetic_people.yaml")
+    for key, value in {"MAX_ITER": 60, "WARMUP_ITERS": 100, **solver}.items():
+        cfg.SOLVER[key] = value
+    return cfg
+
+
+@pytest.mark.parametrize("name", ["WarmupCosineLR", "WarmupMultiStepLR"])
+def test_a_short_run_reaches_its_learning_rate(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    cfg = short_run(LR_SCHEDULER_NAME=name, STEPS=())
+    cfg.freeze()
+    fitted = Trainer.fit_schedule(cfg)
+    assert "SOLVER.WARMUP_ITERS 100 is more than a fifth of SOLVER.MAX_ITER 60" in caplog.text
+    assert fitted.is_frozen()
+    assert cfg.SOLVER.WARMUP_ITERS == 100
+    highest = []
+    for each in (cfg, fitted):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
+        scheduler = Trainer.build_lr_scheduler(each, optimizer)
+        rates = []
+        for _ in range(cfg.SOLVER.MAX_ITER):
+            rates.append(scheduler.get_last_lr()[0])
+            optimizer.step()
+            scheduler.step()
+        highest.append(max(rates))
+    before, after = highest
+    assert after > 0.9 * cfg.SOLVER.BASE_LR
+    assert after > before
+
+
+def test_steps_that_are_never_reached_are_named_after_scaling_too(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cfg = short_run(LR_SCHEDULER_NAME="WarmupMultiStepLR", STEPS=(40, 60, 90), WARMUP_ITERS=0)
+    assert Trainer.fit_schedule(cfg).SOLVER.STEPS == (40,)
+    assert "SOLVER.STEPS (40, 60, 90)" in caplog.text
+    assert "set SOLVER.STEPS (40, 53)" in caplog.text
+    caplog.clear()
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 4  # as many images a worker on one: 240 steps
+    fitted = Trainer.fit_schedule(Trainer.auto_scale_workers(cfg, 1))
+    assert fitted.SOLVER.STEPS == (160,)
+    assert "below SOLVER.MAX_ITER 240 (as scaled to 1 worker(s))" in caplog.text
+
+
+@pytest.mark.parametrize("name", list_configs())
+def test_schedules_of_the_project_are_left_as_they_are(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for workers in (1, 8):
+        cfg = Trainer.auto_scale_workers(load(f"{name}.yaml"), workers)
+        assert Trainer.fit_schedule(cfg) == cfg
+    assert not caplog.text
+
+
+def test_cosine_ignores_steps(caplog: pytest.LogCaptureFixture) -> None:
+    cfg = short_run(STEPS=(90,), WARMUP_ITERS=0)
+    assert Trainer.fit_schedule(cfg) == cfg
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("workers", [1, 8])

@@ -96,6 +96,7 @@ def seconds_per_step(cfg: CfgNode) -> float:
     """Train a throw-away model for a few steps to learn how fast this machine is."""
     cfg = cfg.clone()
     cfg.SOLVER.MAX_ITER = TIMED_STEPS
+    cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.BASE_LR = 0, 1e-6  # too few steps for a warm-up
     cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "timing")
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     timer = StepTimer()
