@@ -165,7 +165,8 @@ def doubt_about_sizes(cfg: CfgNode) -> str:
     else:
         keys = "MIN_SIZE_TRAIN and MAX_SIZE_TRAIN"
         train = [min(x * 4 / 3, node["MAX_SIZE_TRAIN"]) for x in node["MIN_SIZE_TRAIN"]]
-    if test == 0 or min(train) <= test <= max(train):  # 0: images keep their sizes
+    # A test size of 0 keeps the images as they are.
+    if not cfg["DATASETS"]["TEST"] or test == 0 or min(train) <= test <= max(train):
         return ""
     return (
         f"INPUT.MIN_SIZE_TEST {node['MIN_SIZE_TEST']} and MAX_SIZE_TEST {node['MAX_SIZE_TEST']} "

@@ -311,9 +311,16 @@ def test_train_net_ends_with_one_message_and_status_2(
 def test_a_test_size_outside_the_training_sizes_is_doubted(
     train: tuple[int, ...], train_limit: int, test: int, test_limit: int, outside: bool
 ) -> None:
-    sizes = ["INPUT.MIN_SIZE_TRAIN", train, "INPUT.MAX_SIZE_TRAIN", train_limit]
+    sizes = [
+        "INPUT.SCALE_JITTER",
+        (),
+        "INPUT.MIN_SIZE_TRAIN",
+        train,
+        "INPUT.MAX_SIZE_TRAIN",
+        train_limit,
+    ]
     sizes += ["INPUT.MIN_SIZE_TEST", test, "INPUT.MAX_SIZE_TEST", test_limit]
-    doubt = doubt_about_sizes(get_cfg(opts=sizes))
+    doubt = doubt_about_sizes(get_cfg("quick/custom", sizes))
     assert bool(doubt) == outside
     if outside:
         assert f"INPUT.MIN_SIZE_TEST {test}" in doubt
@@ -323,5 +330,20 @@ def test_a_test_size_outside_the_training_sizes_is_doubted(
 def test_the_sizes_of_scale_jitter_are_those_of_training(size: int, outside: bool) -> None:
     jitter = ["INPUT.SCALE_JITTER", (0.7, 1.2), "INPUT.CROP_SIZE", 256]
     test = ["INPUT.MIN_SIZE_TEST", size, "INPUT.MAX_SIZE_TEST", size]
-    doubt = doubt_about_sizes(get_cfg(opts=[*jitter, *test]))
+    doubt = doubt_about_sizes(get_cfg("quick/custom", [*jitter, *test]))
     assert ("CROP_SIZE" in doubt) == outside
+
+
+def test_without_an_evaluation_no_test_size_is_doubted() -> None:
+    outside = ["INPUT.MIN_SIZE_TEST", 999, "INPUT.MAX_SIZE_TEST", 999]
+    assert doubt_about_sizes(get_cfg("quick/custom", outside))
+    assert not doubt_about_sizes(get_cfg("quick/custom", [*outside, "DATASETS.TEST", ()]))
+
+
+# The models of synthetic people are tested at 320 pixels and trained at 256, for speed.
+SYNTHETIC = ("quick/synthetic_people", "quick/synthetic_people_tiny", "quick/keypoint_rcnn")
+
+
+@pytest.mark.parametrize("name", sorted(set(list_configs()) - set(SYNTHETIC)))
+def test_sizes_of_the_project_are_not_doubted(name: str) -> None:
+    assert not doubt_about_sizes(get_cfg(name))
