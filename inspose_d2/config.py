@@ -101,9 +101,10 @@ def add_inspose_config(cfg: CN) -> None:
     cfg.MODEL.INSPOSE.KP_NET = CN()
     cfg.MODEL.INSPOSE.KP_NET.NUM_LAYERS = 3
     cfg.MODEL.INSPOSE.KP_NET.CHANNELS = 8
-    # How the KP-Nets run: "torch" as matrix products, "triton" as fused kernels on a CUDA device;
-    # "auto" takes the kernels where they can run well: Triton 3.8 or newer, layers of up to 8
-    # channels. The results are the same.
+    # How the KP-Nets run: "torch" as matrix products, "grouped" as grouped convolutions (sec. 3.2;
+    # slower), "triton" as fused kernels on a CUDA device; "auto" takes the kernels where they can
+    # run well (Triton 3.3 or newer, layers of up to 8 channels) and agree with the definition on
+    # the first persons, else "torch". The results are the same.
     cfg.MODEL.INSPOSE.KP_NET.BACKEND = "auto"
 
     # Image pixels per cell of keypoint maps and disk offsets: 16, 8, 4, 2 in Table 3. Where the

@@ -106,7 +106,7 @@ GROUP_NORM = {
 MODEL_CHOICES: dict[str, Sequence[str]] = {
     "MODEL.INSPOSE.UNLABELED_PERSONS": ("ignore", "background"),
     "MODEL.INSPOSE.CLS_LOSS": ("focal", "varifocal"),
-    "MODEL.INSPOSE.KP_NET.BACKEND": ("auto", "torch", "triton"),
+    "MODEL.INSPOSE.KP_NET.BACKEND": ("auto", "torch", "grouped", "triton"),
 }
 TRAINING_CHOICES: dict[str, Sequence[str]] = {
     "SOLVER.OPTIMIZER": ("SGD", "ADAMW"),

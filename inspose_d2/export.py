@@ -31,6 +31,7 @@ class InsPoseGraph(nn.Module):
         # With other memory layouts the exporter compares strides, and these depend on the size.
         self.model = copy.deepcopy(model).eval().to(memory_format=torch.contiguous_format)
         self.model.kp_net.__class__ = _KPNetAtOnce
+        self.model.kp_net.backend = "torch"  # the groups of a convolution are a fixed number
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Find the poses of an image.

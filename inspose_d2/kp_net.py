@@ -17,11 +17,12 @@ from torch.autograd.function import once_differentiable
 
 from .candidates import Candidates
 from .geometry import compute_locations, coordinate_scale
+from .kp_net_check import Check, differing_log_probs, differing_peaks, find_problem
 
 # Maps that are in memory at once, bytes. On a CPU those of 4 persons at 100 x 168 cells: more of
 # them leave the cache, and the allocator asks the system for new pages each time (4 times slower).
 MAPS_BYTES = {"cpu": 4_700_000, "cuda": 256_000_000}
-BACKENDS = ("auto", "torch", "triton")
+BACKENDS = ("auto", "torch", "grouped", "triton")
 MIN_CAPABILITY = (7, 0)  # of a CUDA device, for Triton
 # The kernels hold all channels of a layer in registers; wider ones compile for minutes and spill.
 MAX_FUSED_WIDTH = 10
@@ -56,8 +57,9 @@ class KPNet:
             channels: channels between the layers.
             num_layers: depth, at least 1.
             num_keypoints: K, the maps at the end.
-            backend: of :meth:`peaks` and :meth:`log_probs`: "torch" runs matrix products, "triton"
-                fused kernels; "auto" takes the kernels on CUDA devices that can run them.
+            backend: "torch" runs matrix products, "grouped" grouped convolutions, "triton" fused
+                kernels in :meth:`peaks` and :meth:`log_probs`; "auto" takes these on CUDA devices
+                that can run them, else matrix products.
 
         Raises:
             ValueError: the depth is below 1, or there is no such backend.
@@ -114,18 +116,24 @@ class KPNet:
             features: (C, H, W) shared features of the image.
 
         Returns:
-            (N, K, H, W) keypoint maps (logits). :meth:`logits` is equal and faster.
+            (N, K, H, W) keypoint maps (logits). :meth:`logits` is equal, and faster with matrix
+            products.
         """
-        n, (height, width) = len(params), features.shape[1:]
-        cells = compute_locations((height, width), self.stride, features.device)
-        scale = coordinate_scale(strides)[:, None, None]
-        relative = ((cells - points[:, None]) / scale).mT.reshape(n, 2, height, width)
-        x = torch.cat([features.expand(n, -1, -1, -1), relative], dim=1)
-        x = x.reshape(1, -1, height, width)
+        size = features.shape[1], features.shape[2]
+        cells = compute_locations(size, self.stride, features.device)
+        shared = torch.cat([features.flatten(1), cells.T])
+        return self._grouped(params, points, strides, shared).unflatten(2, size)
+
+    def _grouped(self, params: Tensor, points: Tensor, strides: Tensor, shared: Tensor) -> Tensor:
+        """See :meth:`logits`, of which this is the definition; N at least 1."""
+        n = len(params)
+        relative = (shared[-2:] - points[..., None]) / coordinate_scale(strides)[:, None, None]
+        x = torch.cat([shared[:-2].expand(n, -1, -1), relative], dim=1)
+        x = x.reshape(1, -1, 1, shared.shape[1])
         for i, (weight, bias) in enumerate(self.split(params)):
             x = F.relu(x) if i > 0 else x
             x = F.conv2d(x, weight.flatten(0, 1)[..., None, None], bias.flatten(), groups=n)
-        return x.reshape(n, self.num_keypoints, height, width)
+        return x.reshape(n, self.num_keypoints, -1)
 
     def shared_input(self, features: Tensor) -> Tensor:
         """Put the coordinates of the cells under the (C, H, W) features of an image.
@@ -138,7 +146,7 @@ class KPNet:
         return torch.cat([features.float().flatten(1), cells.T])
 
     def logits(self, params: Tensor, points: Tensor, strides: Tensor, shared: Tensor) -> Tensor:
-        """Run N KP-Nets over one image, as matrix products.
+        """Run N KP-Nets over one image, as matrix products unless the backend is "grouped".
 
         Relative coordinates are affine in the cell's position. So the first layer of all N nets
         is one product with the same input: the features and the plain coordinates of the cells;
@@ -155,6 +163,8 @@ class KPNet:
         """
         # Coordinates up to the image's width lose too much in half precision.
         with torch.autocast(shared.device.type, enabled=False):
+            if self.backend == "grouped" and len(params) > 0:
+                return self._grouped(params.float(), points, strides, shared)
             (weight, bias), *others = self.split(params.float())
             coordinate_weight = weight[..., -2:] / coordinate_scale(strides)[:, None, None]
             bias = bias - (coordinate_weight @ points[..., None])[..., 0]
@@ -184,10 +194,10 @@ class KPNet:
             (N, K) int64 cell indices, row * W + column of the unpadded map, the first of equal
             maxima, and (N, K) scores: the softmax probability of the map at its peak, in [0, 1].
         """
-        kernels = self._kernels(features)
+        kernels = self._checked_kernels(differing_peaks, params, candidates, features, sizes)
         if kernels is not None:
             cells, peaks, log_sums = kernels.peaks(
-                *self._kernel_args(params, candidates, features),
+                *self.kernel_args(params, candidates, features),
                 torch.tensor(sizes).to(features.device, non_blocking=True),
                 stride=self.stride,
                 widths=self.widths,
@@ -224,10 +234,10 @@ class KPNet:
         Returns:
             (N, K) float32.
         """
-        kernels = self._kernels(features)
+        kernels = self._checked_kernels(differing_log_probs, params, candidates, features, cells)
         if kernels is not None:
             return kernels.log_probs(
-                *self._kernel_args(params, candidates, features),
+                *self.kernel_args(params, candidates, features),
                 cells,
                 stride=self.stride,
                 widths=self.widths,
@@ -251,27 +261,51 @@ class KPNet:
                 yield image, slice(start, min(start + size, own.stop))
 
     def _kernels(self, features: Tensor) -> ModuleType | None:
-        """Choose what runs: the module of the Triton kernels, or None for matrix products.
+        """Find the module of the Triton kernels; None where they are not asked for or cannot run.
 
         Raises:
             ValueError: the kernels are asked for and cannot run.
         """
-        if self.backend == "torch" or (self.backend == "auto" and not features.is_cuda):
+        if self.backend in ("torch", "grouped") or (
+            self.backend == "auto" and not features.is_cuda
+        ):
             return None
         if self.backend == "auto" and max(self.widths[:-1]) > MAX_FUSED_WIDTH:
             return None
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # for tests: anywhere, slowly
         kernels, problem = _triton_kernels(features.device, interpreted)
-        if kernels is None and self.backend == "triton":
+        return self._unless(problem, kernels)
+
+    def _checked_kernels(
+        self,
+        check: Check,
+        params: Tensor,
+        candidates: Candidates,
+        features: Tensor,
+        asked: object,
+    ) -> ModuleType | None:
+        """Choose what runs: the module of the Triton kernels, or None for what PyTorch has.
+
+        Raises:
+            ValueError: the kernels are asked for and cannot run, or fail the check.
+        """
+        kernels = self._kernels(features)
+        if kernels is None or len(params) == 0:  # nothing to run, and nothing to check with
+            return None
+        problem = find_problem(check, self, kernels, params, candidates, features, asked)
+        return self._unless(problem, kernels)
+
+    def _unless(self, problem: str, kernels: ModuleType | None) -> ModuleType | None:
+        if problem and self.backend == "triton":
             raise ValueError(
                 f"MODEL.INSPOSE.KP_NET.BACKEND is 'triton', but {problem}: set it to 'auto' or "
                 "'torch'"
             )
-        return kernels
+        return None if problem else kernels
 
     @staticmethod
-    def _kernel_args(params: Tensor, candidates: Candidates, features: Tensor) -> list[Tensor]:
-        """Give what both kernels take first."""
+    def kernel_args(params: Tensor, candidates: Candidates, features: Tensor) -> list[Tensor]:
+        """Give what all Triton kernels take first."""
         scales = coordinate_scale(candidates.strides)
         return [params, candidates.points, scales, candidates.image, features]
 

@@ -8,7 +8,6 @@ PyTorch for CUDA brings Triton along, PyTorch for the CPU does not: import this 
 the tensors are on a CUDA device.
 """
 
-import itertools
 from typing import Any
 
 import torch
@@ -17,9 +16,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-if tuple(int(x) for x in triton.__version__.split(".")[:2]) < (3, 8):
-    # Before, arithmetic with tuples of constants does not compile.
-    raise ImportError(f"inspose_d2.kp_net_triton needs Triton 3.8, found {triton.__version__}")
+if tuple(int(x) for x in triton.__version__.split(".")[:2]) < (3, 3):
+    # Before, a kernel cannot hold tuples of tensors. PyTorch 2.7 brought 3.3.
+    raise ImportError(f"inspose_d2.kp_net_triton needs Triton 3.3, found {triton.__version__}")
 
 # Cells of a tile: 8 for each of the 32 threads of a warp. At the default depth, 3, these are the
 # most whose activations and gradients fit into the registers.
@@ -161,7 +160,6 @@ def _launch(
 ) -> None:
     """Run a kernel on the device of its tensors."""
     height, width = inputs[-1].shape[2:]
-    lengths = [n_in * n_out + n_out for n_in, n_out in itertools.pairwise(widths)]
     with torch.cuda.device_of(inputs[0]):
         kernel[grid](
             *inputs,
@@ -169,8 +167,11 @@ def _launch(
             height * width,
             width,
             STRIDE=stride,
-            WIDTHS=widths,
-            OFFSETS=(*itertools.accumulate(lengths, initial=0),),
+            C=widths[0] - 2,
+            HIDDEN=widths[1],  # KPNet has them all of one width
+            LAST=len(widths) - 2,
+            K=widths[-1],
+            NUM_PARAMS=inputs[0].shape[1],
             num_warps=1,
             enable_fp_fusion=True,
         )
@@ -209,10 +210,10 @@ def _log_sum_exp(maxima: Tensor, sums: Tensor) -> Tensor:
 
 
 @triton.jit
-def _neuron(weight: tl.tensor, bias: tl.tensor, x: tl.tuple, N_IN: tl.constexpr) -> tl.tensor:
+def _neuron(weight: tl.tensor, bias: tl.tensor, x: tl.tuple) -> tl.tensor:
     """Run one output channel of a layer."""
     y = tl.load(bias)
-    for i in tl.static_range(N_IN):
+    for i in tl.static_range(len(x)):
         y += tl.load(weight + i) * x[i]
     return y
 
@@ -229,12 +230,11 @@ def _input_of_layer(
     area: tl.tensor,
     width: tl.tensor,
     STRIDE: tl.constexpr,
-    WIDTHS: tl.constexpr,
-    OFFSETS: tl.constexpr,
+    C: tl.constexpr,
+    HIDDEN: tl.constexpr,
     LAYER: tl.constexpr,
 ) -> tl.tuple:
     """Run the network of person n at some cells as far as what goes into a layer."""
-    C: tl.constexpr = WIDTHS[0] - 2
     features += tl.load(image + n) * C * area + cells
     x: tl.tuple = ()
     for c in tl.static_range(C):
@@ -244,13 +244,12 @@ def _input_of_layer(
         index = cells % width if axis == 0 else cells // width
         location = index * STRIDE + STRIDE // 2
         x += ((location - tl.load(points + 2 * n + axis)) * per_pixel,)
-    for i in tl.static_range(LAYER):
-        weight = params + OFFSETS[i]
-        bias = weight + WIDTHS[i] * WIDTHS[i + 1]
+    for _ in tl.static_range(LAYER):
+        bias = params + HIDDEN * len(x)
         y: tl.tuple = ()
-        for o in tl.static_range(WIDTHS[i + 1]):
-            y += (tl.maximum(_neuron(weight + o * WIDTHS[i], bias + o, x, WIDTHS[i]), 0.0),)
-        x = y
+        for o in tl.static_range(HIDDEN):
+            y += (tl.maximum(_neuron(params + o * len(x), bias + o, x), 0.0),)
+        x, params = y, bias + HIDDEN
     return x
 
 
@@ -268,17 +267,17 @@ def _maxima_and_sums_kernel(
     area: tl.tensor,
     width: tl.tensor,
     STRIDE: tl.constexpr,
-    WIDTHS: tl.constexpr,
-    OFFSETS: tl.constexpr,
+    C: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    LAST: tl.constexpr,
+    K: tl.constexpr,
+    NUM_PARAMS: tl.constexpr,
 ) -> None:
     """Program (n, tile): see `_maxima_and_sums`."""
-    LAST: tl.constexpr = len(WIDTHS) - 2
-    N_IN: tl.constexpr = WIDTHS[LAST]
-    K: tl.constexpr = WIDTHS[LAST + 1]
     LANES: tl.constexpr = triton.next_power_of_2(K)
     n, tile = tl.program_id(0), tl.program_id(1)
     cells = tile * BLOCK + tl.arange(0, BLOCK)
-    params += n * OFFSETS[LAST + 1]
+    params += n * NUM_PARAMS
     x = _input_of_layer(
         params,
         points,
@@ -290,13 +289,13 @@ def _maxima_and_sums_kernel(
         area,
         width,
         STRIDE,
-        WIDTHS,
-        OFFSETS,
+        C,
+        HIDDEN,
         LAST,
     )
     sizes += 2 * tl.load(image + n)
     inside = (cells // width < tl.load(sizes)) & (cells % width < tl.load(sizes + 1))
-    weight = params + OFFSETS[LAST]
+    weight = params + NUM_PARAMS - (len(x) + 1) * K
     # One keypoint per lane, so that what the loop finds is stored at once.
     lanes = tl.arange(0, LANES)
     all_maxima = tl.zeros((LANES,), tl.float32)
@@ -304,7 +303,7 @@ def _maxima_and_sums_kernel(
     all_firsts = tl.zeros((LANES,), tl.int32)
     # Two keypoints at a time: the reductions of one hide the latency of the other's.
     for k in tl.range(K, loop_unroll_factor=2):
-        y = _neuron(weight + k * N_IN, weight + K * N_IN + k, x, N_IN)
+        y = _neuron(weight + k * len(x), weight + K * len(x) + k, x)
         y = tl.where(inside, y, float("-inf"))
         maximum = tl.max(y)
         # -inf - -inf would be NaN.
@@ -331,25 +330,25 @@ def _logits_kernel(
     area: tl.tensor,
     width: tl.tensor,
     STRIDE: tl.constexpr,
-    WIDTHS: tl.constexpr,
-    OFFSETS: tl.constexpr,
+    C: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    LAST: tl.constexpr,
+    K: tl.constexpr,
+    NUM_PARAMS: tl.constexpr,
 ) -> None:
     """Program n: the logit of each keypoint at its cell; a lane is a keypoint."""
-    LAST: tl.constexpr = len(WIDTHS) - 2
-    N_IN: tl.constexpr = WIDTHS[LAST]
-    K: tl.constexpr = WIDTHS[LAST + 1]
     LANES: tl.constexpr = triton.next_power_of_2(K)
     n = tl.program_id(0)
     lanes = tl.arange(0, LANES)
-    params += n * OFFSETS[LAST + 1]
+    params += n * NUM_PARAMS
     own = tl.load(cells + n * K + lanes, mask=lanes < K, other=0).to(tl.int32)
     x = _input_of_layer(
-        params, points, scales, image, features, n, own, area, width, STRIDE, WIDTHS, OFFSETS, LAST
+        params, points, scales, image, features, n, own, area, width, STRIDE, C, HIDDEN, LAST
     )
-    weight = params + OFFSETS[LAST]
+    weight = params + NUM_PARAMS - (len(x) + 1) * K
     y = tl.zeros((LANES,), tl.float32)
     for k in range(K):
-        z = _neuron(weight + k * N_IN, weight + K * N_IN + k, x, N_IN)
+        z = _neuron(weight + k * len(x), weight + K * len(x) + k, x)
         y = tl.where(lanes == k, z, y)
     tl.store(logits + n * K + lanes, y, mask=lanes < K)
 
@@ -360,18 +359,16 @@ def _layer_backward(
     d_y: tl.tuple,
     weight: tl.tensor,
     d_weight: tl.tensor,
-    N_IN: tl.constexpr,
-    N_OUT: tl.constexpr,
 ) -> tl.tuple:
     """Store the sums over the tile for weight and bias, and return the gradient of x."""
-    for o in tl.static_range(N_OUT):
-        tl.store(d_weight + N_OUT * N_IN + o, tl.sum(d_y[o]))
+    for o in tl.static_range(len(d_y)):
+        tl.store(d_weight + len(d_y) * len(x) + o, tl.sum(d_y[o]))
     d_x: tl.tuple = ()
-    for i in tl.static_range(N_IN):
+    for i in tl.static_range(len(x)):
         d = tl.zeros_like(d_y[0])
-        for o in tl.static_range(N_OUT):
-            tl.store(d_weight + o * N_IN + i, tl.sum(d_y[o] * x[i]))
-            d += tl.load(weight + o * N_IN + i) * d_y[o]
+        for o in tl.static_range(len(d_y)):
+            tl.store(d_weight + o * len(x) + i, tl.sum(d_y[o] * x[i]))
+            d += tl.load(weight + o * len(x) + i) * d_y[o]
         d_x += (d,)
     return d_x
 
@@ -392,18 +389,17 @@ def _backward_kernel(
     area: tl.tensor,
     width: tl.tensor,
     STRIDE: tl.constexpr,
-    WIDTHS: tl.constexpr,
-    OFFSETS: tl.constexpr,
+    C: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    LAST: tl.constexpr,
+    K: tl.constexpr,
+    NUM_PARAMS: tl.constexpr,
 ) -> None:
     """Program (split, tile, image): every so many-th person of the image.
 
     It stores (N, T, P) sums over the tile for the parameters and adds to the (S, B, C, H, W)
     gradient of the features, in which its split, image and tile are its own.
     """
-    LAST: tl.constexpr = len(WIDTHS) - 2
-    N_IN: tl.constexpr = WIDTHS[LAST]
-    K: tl.constexpr = WIDTHS[LAST + 1]
-    C: tl.constexpr = WIDTHS[0] - 2
     split, tile, number = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     cells = tile * BLOCK + tl.arange(0, BLOCK)
     inside = cells < area
@@ -412,8 +408,8 @@ def _backward_kernel(
     start = tl.load(starts + number).to(tl.int64)
     stop = tl.load(starts + number + 1).to(tl.int64)
     for n in range(start + split, stop, tl.num_programs(0)):
-        weights = params + n * OFFSETS[LAST + 1]
-        d_weights = d_params + (n * tl.num_programs(1) + tile) * OFFSETS[LAST + 1]
+        weights = params + n * NUM_PARAMS
+        d_weights = d_params + (n * tl.num_programs(1) + tile) * NUM_PARAMS
         x = _input_of_layer(
             weights,
             points,
@@ -425,27 +421,28 @@ def _backward_kernel(
             area,
             width,
             STRIDE,
-            WIDTHS,
-            OFFSETS,
+            C,
+            HIDDEN,
             LAST,
         )
-        weight, d_weight = weights + OFFSETS[LAST], d_weights + OFFSETS[LAST]
-        d_x = (tl.zeros_like(x[0]),) * N_IN
+        begin = NUM_PARAMS - (len(x) + 1) * K
+        weight, d_weight = weights + begin, d_weights + begin
+        d_x = (tl.zeros_like(x[0]),) * len(x)
         for k in range(K):
-            y = _neuron(weight + k * N_IN, weight + K * N_IN + k, x, N_IN)
+            y = _neuron(weight + k * len(x), weight + K * len(x) + k, x)
             probability = tl.exp(y - tl.load(lse + n * K + k))
             at_target = tl.where(cells == tl.load(targets + n * K + k), 1.0, 0.0)
             d_y = tl.load(grads + n * K + k) * (at_target - probability)
             d_y = tl.where(inside, d_y, 0.0)
-            tl.store(d_weight + K * N_IN + k, tl.sum(d_y))
+            tl.store(d_weight + K * len(x) + k, tl.sum(d_y))
             sums: tl.tuple = ()
-            for i in tl.static_range(N_IN):
-                tl.store(d_weight + k * N_IN + i, tl.sum(d_y * x[i]))
-                sums += (d_x[i] + tl.load(weight + k * N_IN + i) * d_y,)
+            for i in tl.static_range(len(x)):
+                tl.store(d_weight + k * len(x) + i, tl.sum(d_y * x[i]))
+                sums += (d_x[i] + tl.load(weight + k * len(x) + i) * d_y,)
             d_x = sums
         for i in tl.static_range(LAST - 1, -1, -1):
             behind_relu: tl.tuple = ()
-            for o in tl.static_range(WIDTHS[i + 1]):
+            for o in tl.static_range(HIDDEN):
                 behind_relu += (tl.where(x[o] > 0, d_x[o], 0.0),)
             # Computing it again costs less than the registers to keep it.
             x = _input_of_layer(
@@ -459,12 +456,13 @@ def _backward_kernel(
                 area,
                 width,
                 STRIDE,
-                WIDTHS,
-                OFFSETS,
+                C,
+                HIDDEN,
                 i,
             )
-            weight, d_weight = weights + OFFSETS[i], d_weights + OFFSETS[i]
-            d_x = _layer_backward(x, behind_relu, weight, d_weight, WIDTHS[i], WIDTHS[i + 1])
+            weight -= (len(x) + 1) * HIDDEN
+            d_weight -= (len(x) + 1) * HIDDEN
+            d_x = _layer_backward(x, behind_relu, weight, d_weight)
         for c in tl.static_range(C):
             here = d_features + c * area
             tl.store(here, tl.load(here, mask=inside) + d_x[c], mask=inside)

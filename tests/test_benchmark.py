@@ -13,7 +13,7 @@ import benchmark_train
 import cv2
 import pytest
 import torch
-from benchmark_kp_net import DEFINITION, LOSS, PEAKS, ByDefinition, draw_kp_nets, least_work
+from benchmark_kp_net import BACKENDS, LOSS, PEAKS, least_work
 from benchmark_models import (
     BACKBONE,
     HEIGHTS,
@@ -153,8 +153,7 @@ def test_kp_net_report(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch)
     result, text = run("kp_net", "--kp-net")
     assert result["maps"] == [12, 16]
     rows = {(row["task"], row["persons"], row["backend"]): row for row in result["KP-Nets"]}
-    backends = (DEFINITION, "torch")
-    assert rows.keys() == {(t, n, b) for t in (PEAKS, LOSS) for n in (1, 3) for b in backends}
+    assert rows.keys() == {(t, n, b) for t in (PEAKS, LOSS) for n in (1, 3) for b in BACKENDS[:2]}
     (problem,) = result["not run"]
     assert problem.startswith("triton: ")
     assert problem in text
@@ -178,22 +177,6 @@ def test_least_work_of_two_kp_nets_on_six_cells() -> None:
     assert peaks["bytes"] == pytest.approx((features + params + outputs) / 1e9)
     assert loss["bytes"] == pytest.approx((2 * features + 2 * params + outputs) / 1e9)
     assert peaks["exponentials"] == loss["exponentials"] == pytest.approx(2 * 17 * 6 / 1e9)
-
-
-def test_definition_gives_what_the_fast_forms_give() -> None:
-    net = paper_kp_net()
-    definition = copy.copy(net)
-    definition.__class__ = ByDefinition
-    drawn = draw_kp_nets(SETTING, net, 9, (6, 7))
-    args = drawn.params, drawn.candidates, drawn.features
-    (cells, scores), (expected_cells, expected_scores) = (
-        x.peaks(*args, [(6, 7)]) for x in (net, definition)
-    )
-    assert torch.equal(cells, expected_cells)
-    torch.testing.assert_close(scores, expected_scores)
-    torch.testing.assert_close(
-        net.log_probs(*args, drawn.cells), definition.log_probs(*args, drawn.cells)
-    )
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -343,6 +343,38 @@ def test_backends_give_the_same_in_tritons_interpreter() -> None:
     torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("counts", [(2, 0, 1), (0, 0)])
+def test_grouped_backend_gives_what_matrix_products_give(
+    counts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold_four_maps(monkeypatch)
+    kp_net, grouped = make_kp_net(), make_kp_net()
+    grouped.backend = "grouped"
+    convolutions = []
+    conv2d = F.conv2d
+
+    def counted(*args: Tensor, groups: int) -> Tensor:
+        convolutions.append(groups)
+        return conv2d(*args, groups=groups)
+
+    monkeypatch.setattr(F, "conv2d", counted)
+    batch = batch_of(*(make_input(kp_net, n, seed=n) for n in counts))
+    sizes = [(HEIGHT, WIDTH), (3, 3), (4, 6)][: len(counts)]
+    with torch.autocast("cpu", torch.bfloat16):
+        cells, scores = grouped.peaks(*batch, sizes)
+    expected = kp_net.peaks(*batch, sizes)
+    assert cells.equal(expected[0])
+    torch.testing.assert_close(scores, expected[1])
+    assert convolutions == [n for n in counts if n for _ in range(3)]
+
+    inputs = batch.params.requires_grad_(), batch.features.requires_grad_()
+    cells = torch.arange(17).expand(sum(counts), 17)
+    values = [net.log_probs(*batch, cells) for net in (grouped, kp_net)]
+    torch.testing.assert_close(*values)
+    gradients = [torch.autograd.grad(x.square().sum(), inputs) for x in values]
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
+
+
 @pytest.fixture
 def uncached_kernels() -> Iterator[None]:
     """Neither take nor leave an earlier answer to what can run."""

@@ -228,9 +228,8 @@ from triton.compiler import ASTSource
 from inspose_d2 import kp_net_triton as kernels
 
 widths, *capabilities = json.loads(sys.argv[1])
-lengths = [n_in * n_out + n_out for n_in, n_out in itertools.pairwise(widths)]
-offsets = (*itertools.accumulate(lengths, initial=0),)
-constants = {"STRIDE": 8, "WIDTHS": (*widths,), "OFFSETS": offsets}
+constants = {"STRIDE": 8, "C": widths[0] - 2, "HIDDEN": widths[1], "LAST": len(widths) - 2}
+constants |= {"K": widths[-1], "NUM_PARAMS": sum(a * b + b for a, b in itertools.pairwise(widths))}
 types = dict.fromkeys(constants, "constexpr") | {"area": "i32", "width": "i32"}
 types |= dict.fromkeys(["image", "sizes", "cells", "targets"], "*i64")
 types |= dict.fromkeys(["firsts", "starts"], "*i32")

@@ -243,6 +243,21 @@ def test_same_seed_gives_the_same_run_and_another_seed_another(
     assert any(not torch.equal(a["model"][name], c["model"][name]) for name in a["model"])
 
 
+def test_training_with_grouped_convolutions_is_training_with_matrix_products(
+    short_cfg: Callable[..., CfgNode],
+) -> None:
+    trained = []
+    for backend in ("torch", "grouped"):
+        # SGD, for AdamW makes a whole step of the sign of a gradient that is nothing but rounding.
+        settings = {"SOLVER.OPTIMIZER": "SGD", "SOLVER.WARMUP_ITERS": 0, "SOLVER.MAX_ITER": 3}
+        settings["SOLVER.BASE_LR"] = 0.05
+        cfg = short_cfg(backend, **settings, **{"MODEL.INSPOSE.KP_NET.BACKEND": backend})
+        trainer = run(cfg)
+        assert trainer._trainer.model.kp_net.backend == backend
+        trained.append(state(cfg)["model"])
+    torch.testing.assert_close(*trained, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.fault
 def test_diverged_run_keeps_the_state_before_and_the_last_checkpoint(
     short_cfg: Callable[..., CfgNode], monkeypatch: pytest.MonkeyPatch

@@ -1,7 +1,6 @@
 """Seconds of the KP-Nets alone, beside the least that their work takes on the machine."""
 
 import copy
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from inspose_d2.candidates import Candidates
 from inspose_d2.geometry import map_size
 from inspose_d2.kp_net import KPNet
 
-DEFINITION = "grouped convolution"  # sec. 3.2
+BACKENDS = ("grouped", "torch", "triton")  # the first is the definition, sec. 3.2
 PEAKS, LOSS = "peaks", "loss and gradient"
 
 
@@ -28,34 +27,6 @@ class Drawn:
     candidates: Candidates
     features: Tensor  # (1, C, H, W)
     cells: Tensor  # (N, K)
-
-
-class ByDefinition(KPNet):
-    """KP-Nets as the paper defines them: grouped convolutions, all maps in memory."""
-
-    def peaks(
-        self,
-        params: Tensor,
-        candidates: Candidates,
-        features: Tensor,
-        sizes: list[tuple[int, int]],  # noqa: ARG002
-    ) -> tuple[Tensor, Tensor]:
-        """Find the peaks in one image without padding."""
-        maps = self._all_maps(params, candidates, features)
-        best = maps.max(dim=2)
-        return best.indices, (best.values - maps.logsumexp(dim=2)).exp()
-
-    def log_probs(
-        self, params: Tensor, candidates: Candidates, features: Tensor, cells: Tensor
-    ) -> Tensor:
-        """Read the cells' probabilities from the maps of one image."""
-        maps = self._all_maps(params, candidates, features)
-        return maps.gather(2, cells[..., None])[..., 0] - maps.logsumexp(dim=2)
-
-    def _all_maps(self, params: Tensor, candidates: Candidates, features: Tensor) -> Tensor:
-        points, strides = candidates.points, candidates.strides
-        maps = self.maps_by_grouped_convolution(params, points, strides, features[0].float())
-        return maps.flatten(2)
 
 
 def kp_net_of(setting: Setting) -> KPNet:
@@ -145,10 +116,8 @@ def least_work(net: KPNet, task: str, num_persons: int, cells: int) -> dict[str,
 
 def nets_that_run(setting: Setting, net: KPNet) -> tuple[dict[str, KPNet], list[str]]:
     """Every way to run the KP-Net on the device, and why others cannot."""
-    definition = copy.copy(net)
-    definition.__class__ = ByDefinition
-    nets, problems = {DEFINITION: definition}, []
-    for backend in ("torch", "triton"):
+    nets, problems = {}, []
+    for backend in BACKENDS:
         candidate = copy.copy(net)
         candidate.backend = backend
         try:
@@ -158,16 +127,6 @@ def nets_that_run(setting: Setting, net: KPNet) -> tuple[dict[str, KPNet], list[
         else:
             nets[backend] = candidate
     return nets, problems
-
-
-def fits(setting: Setting, net: KPNet, num_persons: int, cells: int) -> bool:
-    """Whether the definition's maps, hidden layers and gradients take half the free memory."""
-    needed = 4 * num_persons * cells * (2 * 2 * sum(net.widths) + 2 * net.num_keypoints)
-    if setting.on_cuda:
-        free = torch.cuda.mem_get_info(setting.device)[0]
-    else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return needed < free / 2
 
 
 def measure_kp_net(setting: Setting, persons: list[int], repeats: int) -> dict[str, Any]:
@@ -180,9 +139,6 @@ def measure_kp_net(setting: Setting, persons: list[int], repeats: int) -> dict[s
     for task, call in CALLS.items():
         for n in persons:
             for backend, candidate in nets.items():
-                if backend == DEFINITION and not fits(setting, net, n, cells):
-                    problems.append(f"{backend}, {n} persons: would not fit into the memory")
-                    continue
                 drawn = draw_kp_nets(setting, candidate, n, maps)
                 cases.append((task, n, backend))
                 calls.append(call(candidate, drawn))
