@@ -115,7 +115,7 @@ TRAINING_CHOICES: dict[str, Sequence[str]] = {
         "WarmupCosineLR",
         "WarmupStepWithFixedGammaLR",
     ),
-    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm", "full_model"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.RANDOM_FLIP": ("none", "horizontal", "vertical"),
 }

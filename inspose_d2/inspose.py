@@ -1,5 +1,6 @@
 """InsPose: the whole way from images to poses or losses, one line per stage (fig. 3)."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -332,7 +333,16 @@ class InsPose(nn.Module):
                 ]
             )
         )
-        get_event_storage().put_scalar("num_positives", num_positives.item())
+        with torch.no_grad():
+            active = self.kp_net.active_units(params, targets.positives, features)
+        # All that the host needs to know, at once.
+        for name, value in zip(
+            ("num_positives", "active_units"),
+            torch.stack([num_positives, active]).tolist(),
+            strict=True,
+        ):
+            if not math.isnan(value):
+                get_event_storage().put_scalar(name, value)
 
         image_sizes = [x.image_size for x in instances]
         log_probs = self.kp_net.log_probs(params, targets.positives, features, targets.cells)

@@ -244,6 +244,43 @@ class KPNet:
             )
         return _LogProbs.apply(params.float(), features.float(), self, candidates, cells)
 
+    def active_units(self, params: Tensor, candidates: Candidates, features: Tensor) -> Tensor:
+        """Measure how alive KP-Nets are, on samples: some persons of each image, some cells.
+
+        Args:
+            params: (N, P) parameters.
+            candidates: the N locations that they come from.
+            features: (B, C, H, W) shared features of the batch.
+
+        Returns:
+            Scalar: the share, over all sampled persons, of units of the last hidden layer that are
+            active in a sampled cell. At 0 the maps are constant and nothing has a gradient. NaN
+            without persons or hidden layers.
+        """
+        if len(self.layers) == 1:
+            return params.new_full((), torch.nan)
+        # What comes out of all layers but the last, before its ReLU.
+        hidden = KPNet(
+            stride=self.stride,
+            feature_channels=self.widths[0] - 2,
+            channels=self.widths[1],
+            num_layers=len(self.layers) - 1,
+            num_keypoints=self.widths[-2],
+        )
+        active = []
+        for image, own in enumerate(candidates.slices()):
+            some = slice(own.start, own.stop, max(1, (own.stop - own.start) // 8))
+            cells = self.shared_input(features[image])
+            cells = cells[:, :: max(1, cells.shape[1] // 256)]
+            logits = hidden.logits(
+                params[some, : hidden.num_params],
+                candidates.points[some],
+                candidates.strides[some],
+                cells,
+            )
+            active.append((logits > 0).any(dim=2).flatten())
+        return torch.cat(active).float().mean()
+
     def chunks(self, candidates: Candidates, inputs: list[Tensor]) -> Iterator[tuple[int, slice]]:
         """Cut candidates into runs of one image whose maps fit into ``MAPS_BYTES``.
 

@@ -8,16 +8,40 @@ from typing import Any
 import torch
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import Tensor, nn
 
 from .signals import Interrupted, StopRequest
 
+DEAD_STEPS = 30  # without an active unit in any KP-Net, until training stops
 LOWEST_SCALE = 1.0  # of the gradient scaler, which begins at 65536 and halves at each overflow
 
 
 class DivergedError(FloatingPointError):
-    """A loss or a gradient is not finite; the weights are those before the step."""
+    """A loss or a gradient is not finite; the weights are those before the step.
+
+    Attributes:
+        cure: what to do, once the weights are in the file ``path``.
+    """
+
+    cure = (
+        "Training stopped before this step could spoil the weights; they are in {path}. Clip with "
+        "SOLVER.CLIP_GRADIENTS.ENABLED True and --resume, or start anew with a lower "
+        "SOLVER.BASE_LR, from MODEL.WEIGHTS {path} if they are good"
+    )
+
+
+class DeadKPNetsError(DivergedError):
+    """No KP-Net has an active hidden unit, and none will have one again."""
+
+    cure = (
+        "Their maps are constant, their gradients zero: no further step would change that, while "
+        "the other losses go on falling. The weights are in {path}. Start anew, in another "
+        "OUTPUT_DIR or from a checkpoint before, with SOLVER.CLIP_GRADIENTS as in "
+        "configs/Base-InsPose.yaml (ENABLED True, CLIP_TYPE 'full_model'), a lower SOLVER.BASE_LR "
+        "or a longer SOLVER.WARMUP_ITERS; docs/training_stability.md says more"
+    )
 
 
 class DataLoaderError(RuntimeError):
@@ -31,6 +55,7 @@ class TrainLoop(SimpleTrainer):
     is asked to stop tells the others before they wait for it.
 
     Attributes:
+        dead_steps: how many steps in a row, up to now, no KP-Net has had an active unit.
         is_updating: whether an optimizer step has begun and not ended: then the weights are of no
             whole step.
     """
@@ -71,6 +96,7 @@ class TrainLoop(SimpleTrainer):
         self.grad_scaler = torch.amp.GradScaler(
             self.device_type, enabled=precision is torch.float16
         )
+        self.dead_steps = 0
         self.is_updating = False
         # Statistics of batch norms, which the forward pass changes already.
         self.statistics = [b for norm in get_bn_modules(model) for b in norm.buffers()]
@@ -135,7 +161,9 @@ class TrainLoop(SimpleTrainer):
         return losses
 
     def _check_finite(self, losses: dict[str, Tensor], batch: list[dict[str, Any]]) -> None:
-        """Stop all workers where a loss or gradient of one is not finite.
+        """Stop all workers where a loss or gradient of one is not finite, or all KP-Nets are dead.
+
+        Writes the norms of the gradients of the whole model and of the parameter head.
 
         Gradients in half precision may overflow: the scaler skips such a step and goes on with a
         lower scale, which only tells of a fault when it never stops falling.
@@ -144,9 +172,20 @@ class TrainLoop(SimpleTrainer):
             n: p.grad.norm() for n, p in self.model.named_parameters() if p.grad is not None
         }
         # All that the host needs to know, at once.
-        *numbers, is_finite = torch.stack(
-            [*losses.values(), torch.stack(list(gradients.values())).isfinite().all().float()]
+        of_head = [norm for name, norm in gradients.items() if ".params_pred." in f".{name}"]
+        norms = torch.stack(list(gradients.values()))
+        *numbers, norm, head_norm, is_finite = torch.stack(
+            [
+                *losses.values(),
+                norms.norm(),
+                torch.stack(of_head or [norms.new_zeros(())]).norm(),
+                norms.isfinite().all().float(),
+            ]
         ).tolist()
+        storage, scale = get_event_storage(), self.grad_scaler.get_scale()
+        storage.put_scalar("gradient_norm", norm / scale)
+        if of_head:
+            storage.put_scalar("gradient_norm_params_pred", head_norm / scale)
         values = dict(zip(losses, numbers, strict=True))
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         problem = ""
@@ -161,9 +200,27 @@ class TrainLoop(SimpleTrainer):
         if problem:
             images = [image.get("image_id", image.get("file_name")) for image in batch]
             problem = f"{problem} on images {images} of worker {comm.get_rank()}"
-        problems = [text for text in comm.all_gather(problem) if text]
+        texts, active = zip(*comm.all_gather((problem, self._active_units())), strict=True)
+        problems = [text for text in texts if text]
         if problems:
             raise DivergedError(f"iteration {self.iter}: {'; '.join(problems)}")
+        self._count_dead_steps([share for share in active if share is not None])
+
+    def _active_units(self) -> float | None:
+        """Share of active units that the model has written in this step; None without persons."""
+        storage = get_event_storage()
+        share, step = storage.latest().get("active_units", (0.0, -1))
+        return share if step == storage.iter else None
+
+    def _count_dead_steps(self, active: list[float]) -> None:
+        """Stop where no worker that has persons has had an active unit for `DEAD_STEPS`."""
+        if active:
+            self.dead_steps = 0 if any(active) else self.dead_steps + 1
+        if self.dead_steps >= DEAD_STEPS:
+            raise DeadKPNetsError(
+                f"iteration {self.iter}: the KP-Nets are dead: for {DEAD_STEPS} steps no unit of "
+                "their last hidden layer has been active for any person"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Add the scaler's state to `SimpleTrainer`'s, as `AMPTrainer` does."""

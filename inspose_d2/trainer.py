@@ -6,6 +6,7 @@ Whatever ends a run leaves a checkpoint, from which it resumes exactly.
 import logging
 import os
 import weakref
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,10 @@ from detectron2.data.common import DatasetFromList
 from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.solver import get_default_optimizer_params
-from detectron2.solver.build import maybe_add_gradient_clipping
+from detectron2.solver.build import (
+    _generate_optimizer_class_with_gradient_clipping,
+    maybe_add_gradient_clipping,
+)
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
@@ -124,8 +128,9 @@ class Trainer(DefaultTrainer):
         """Train; whatever ends it early, the last whole step is saved.
 
         Raises:
-            DivergedError: a loss or gradient is not finite. The state before that step is saved as
-                ``model_*_diverged.pth``; ``--resume`` starts from the checkpoint before.
+            DivergedError: a loss or gradient is not finite, or the KP-Nets are dead. The state
+                before that step is saved as ``model_*_diverged.pth``; ``--resume`` starts from the
+                checkpoint before.
             Interrupted: after SIGTERM or SIGINT, once all workers have done their step.
         """
         with self.stop:
@@ -135,12 +140,7 @@ class Trainer(DefaultTrainer):
                 name = f"model_{self.iter:07d}_diverged"  # before this step
                 self.checkpointer.save(name, tag_last=False)
                 path = os.path.join(self.cfg.OUTPUT_DIR, f"{name}.pth")
-                raise DivergedError(
-                    f"{error}. Training stopped before this step could spoil the weights; they are "
-                    f"in {path}. Clip with SOLVER.CLIP_GRADIENTS.ENABLED True and --resume, or "
-                    f"start anew with a lower SOLVER.BASE_LR, from MODEL.WEIGHTS {path} if they "
-                    "are good"
-                ) from error
+                raise type(error)(f"{error}. {error.cure.format(path=path)}") from error
             except CheckpointError:
                 raise
             except BaseException as error:
@@ -285,7 +285,25 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Build SGD as Detectron2 does, or AdamW with ``SOLVER.OPTIMIZER: "ADAMW"``."""
+        """Build SGD as Detectron2 does, or AdamW with ``SOLVER.OPTIMIZER: "ADAMW"``.
+
+        Besides Detectron2's types of clipping, each parameter by itself, there is "full_model", the
+        norm of all gradients together.
+        """
+        clip = cfg.SOLVER.CLIP_GRADIENTS
+        if clip.ENABLED and clip.CLIP_TYPE == "full_model":
+            plain = cfg.clone()
+            plain.defrost()
+            plain.SOLVER.CLIP_GRADIENTS.ENABLED = False
+            optimizer = cls.build_optimizer(plain, model)
+            clipper = partial(
+                nn.utils.clip_grad_norm_, max_norm=clip.CLIP_VALUE, norm_type=clip.NORM_TYPE
+            )
+            # As Detectron2 adds its own types.
+            optimizer.__class__ = _generate_optimizer_class_with_gradient_clipping(
+                type(optimizer), global_clipper=clipper
+            )
+            return optimizer
         if cfg.SOLVER.OPTIMIZER == "SGD":
             return super().build_optimizer(cfg, model)
         params = get_default_optimizer_params(

@@ -310,6 +310,36 @@ def test_log_probs_are_finite_when_maps_are_extreme(size: float) -> None:
     assert torch.autograd.grad(log_probs.sum(), params)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("num_layers", [2, 3, 4])
+def test_active_units_are_those_of_the_last_hidden_layer(num_layers: int) -> None:
+    kp_net = make_kp_net(num_layers)
+    x = make_input(kp_net, 6)
+    x.features.mul_(0.1)
+    cells = compute_locations((HEIGHT, WIDTH), 8, x.features.device)
+    expected = []
+    for i in range(6):
+        hidden = torch.cat([x.features.flatten(1).T, (cells - x.points[i]) / (8 * x.strides[i])], 1)
+        for weight, bias in kp_net.split(x.params[i : i + 1])[:-1]:
+            hidden = F.relu(hidden @ weight[0].T + bias[0])
+        expected.append((hidden > 0).any(dim=0).float())
+    share = kp_net.active_units(*batch_of(x))
+    assert 0 < share < 1
+    assert share.item() == pytest.approx(torch.stack(expected).mean().item())
+
+
+def test_active_units_of_dead_nets_and_of_nobody() -> None:
+    kp_net = make_kp_net()
+    x, nobody = make_input(kp_net, 40), make_input(kp_net, 0)
+    last = slice(80 + 8, 80 + 8 + 64 + 8)  # weights and biases of the second layer
+    x.params[:, last] = -x.params[:, last].abs()
+    assert kp_net.active_units(*batch_of(x, nobody)).item() == 0
+    x.params[0, last] = 1.0  # the first person is one of the sample
+    assert kp_net.active_units(*batch_of(x, nobody)).item() == pytest.approx(1 / 8)
+    assert kp_net.active_units(*batch_of(nobody)).isnan()
+    shallow = make_kp_net(num_layers=1)
+    assert shallow.active_units(*batch_of(make_input(shallow, 3))).isnan()
+
+
 def test_unknown_backend_is_refused() -> None:
     with pytest.raises(ValueError, match=r"KP_NET\.BACKEND must be one of .*'torch'.*'cuda'"):
         KPNet(

@@ -3,7 +3,7 @@
 import json
 import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,17 @@ import torch
 from detectron2.engine import launch
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 
 from inspose_d2.signals import Interrupted, StopRequest
-from inspose_d2.train_loop import DataLoaderError, DivergedError, TrainLoop
+from inspose_d2.train_loop import (
+    DEAD_STEPS,
+    DataLoaderError,
+    DeadKPNetsError,
+    DivergedError,
+    TrainLoop,
+)
 
 pytestmark = pytest.mark.fault
 
@@ -136,6 +142,77 @@ def test_failure_of_another_worker_ends_this_one(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(DataLoaderError, match="worker 1 got no batch: OSError: image 7 is gone"):
         step(loop)
     assert values(loop) == [1.0, 1.0]
+
+
+class Nets(Toy):
+    """Says how alive its KP-Nets are, step by step; None is a batch without persons."""
+
+    def __init__(self, shares: Sequence[float | None]) -> None:
+        super().__init__(lambda b: b)
+        self.shares = iter(shares)
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        share = next(self.shares)
+        if share is not None:
+            get_event_storage().put_scalar("active_units", share)
+        return super().forward(batch)
+
+
+def steps_until_dead(shares: Sequence[float | None]) -> int | None:
+    """Number of whole steps before the alarm; None without alarm."""
+    model = Nets(shares)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    loop = TrainLoop(model, iter(lambda: BATCH, None), optimizer, stop=StopRequest())
+    with EventStorage() as storage:
+        for i in range(len(shares)):
+            try:
+                loop.run_step()
+            except DeadKPNetsError:
+                assert values(loop) == [1 - 0.5 * i, 1 - 0.5 * i]  # the bad step was not taken
+                return i
+            storage.step()
+    return None
+
+
+def test_dead_nets_stop_training_and_living_ones_do_not() -> None:
+    dead: list[float | None] = [0.0] * DEAD_STEPS
+    assert steps_until_dead([0.5, 0.1, *dead]) == DEAD_STEPS + 1
+    assert steps_until_dead([*dead[1:], 0.01, *dead[1:]]) is None
+    assert steps_until_dead([0.01] * 3 * DEAD_STEPS) is None
+
+
+def test_batches_without_persons_neither_start_nor_end_the_count() -> None:
+    dead: list[float | None] = [0.0] * DEAD_STEPS
+    assert steps_until_dead([None] * 3 * DEAD_STEPS) is None
+    assert steps_until_dead([*dead[:10], *[None] * 50, *dead[10:]]) == DEAD_STEPS + 49
+
+
+@pytest.mark.parametrize(
+    ("other", "fires"), [(0.0, True), (None, True), (0.2, False)], ids=["dead", "empty", "alive"]
+)
+def test_alarm_needs_all_workers(
+    monkeypatch: pytest.MonkeyPatch, other: float | None, fires: bool
+) -> None:
+    def gather(own: tuple[Any, Any]) -> list[tuple[Any, Any]]:
+        return [own, (0, "") if isinstance(own[0], int) else ("", other)]
+
+    monkeypatch.setattr("detectron2.utils.comm.all_gather", gather)
+    assert (steps_until_dead([0.0] * DEAD_STEPS) is not None) == fires
+
+
+def test_norms_of_gradients_are_written() -> None:
+    loop = make_loop(lambda b: 2 * b)
+    loop.model.params_pred = nn.Linear(1, 1, bias=False)
+    loop.optimizer.add_param_group({"params": loop.model.params_pred.parameters()})
+    forward = loop.model.forward
+    loop.model.forward = lambda x: {
+        **forward(x),
+        "loss_c": loop.model.params_pred(torch.full((1,), -2.0)).sum(),
+    }
+    with EventStorage() as storage:
+        loop.run_step()
+        assert storage.latest()["gradient_norm"][0] == pytest.approx(3)  # of 1, 2 and -2
+        assert storage.latest()["gradient_norm_params_pred"][0] == pytest.approx(2)
 
 
 def train_two(folder: str) -> None:

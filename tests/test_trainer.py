@@ -18,7 +18,7 @@ from detectron2.utils.env import seed_all_rng
 from inspose_d2 import InsPose, add_inspose_config, list_configs
 from inspose_d2.data.images import ImageError
 from inspose_d2.signals import Interrupted
-from inspose_d2.train_loop import DivergedError
+from inspose_d2.train_loop import DEAD_STEPS, DeadKPNetsError, DivergedError
 from inspose_d2.trainer import Trainer
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -289,6 +289,49 @@ def test_diverged_run_keeps_the_state_before_and_the_last_checkpoint(
     monkeypatch.undo()
     run(cfg, resume=True)  # goes on
     assert state(cfg)["trainer"]["iteration"] == 11
+
+
+class KillNets(HookBase):
+    """Sets the KP-Nets' parameters to what has no active unit, whatever the image."""
+
+    def before_train(self) -> None:
+        conv = self.trainer._trainer.model.head.params_pred
+        with torch.no_grad():
+            conv.weight.zero_()
+            conv.bias.zero_()
+            conv.bias[80:88] = -1.0  # of the first layer; without weights no unit is above it
+            conv.bias[152:160] = -1.0
+
+
+@pytest.mark.fault
+def test_dead_nets_stop_the_run_with_the_state_saved(short_cfg: Callable[..., CfgNode]) -> None:
+    cfg = short_cfg("run", **{"SOLVER.MAX_ITER": DEAD_STEPS + 10, "SOLVER.BASE_LR": 1e-6})
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(False)
+    trainer.register_hooks([KillNets()])
+    with pytest.raises(DeadKPNetsError, match=r"are dead.*full_model.*training_stability\.md"):
+        trainer.train()
+    path = next(Path(cfg.OUTPUT_DIR).glob("model_*_diverged.pth"))
+    assert (path.name, trainer.last_step) == (
+        f"model_{DEAD_STEPS - 1:07d}_diverged.pth",
+        DEAD_STEPS - 2,
+    )
+    assert not (Path(cfg.OUTPUT_DIR) / "last_checkpoint").exists()
+
+
+def test_full_model_clips_the_norm_of_all_gradients(short_cfg: Callable[..., CfgNode]) -> None:
+    clip = {"ENABLED": True, "CLIP_TYPE": "full_model", "CLIP_VALUE": 0.5}
+    clip = {f"SOLVER.CLIP_GRADIENTS.{key}": value for key, value in clip.items()}
+    for name in ("SGD", "ADAMW"):
+        cfg = short_cfg("run", **clip, **{"SOLVER.OPTIMIZER": name, "SOLVER.MOMENTUM": 0.0})
+        model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1))
+        optimizer = Trainer.build_optimizer(cfg, model)
+        parameters = list(model.parameters())
+        for parameter, gradient in zip(parameters, (3.0, 0.0, 0.0, -4.0), strict=True):
+            parameter.grad = torch.full_like(parameter, gradient)
+        optimizer.step()
+        clipped = [parameter.grad.item() for parameter in parameters]
+        assert clipped == pytest.approx([0.3, 0, 0, -0.4], rel=1e-4)
 
 
 @pytest.mark.fault
