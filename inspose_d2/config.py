@@ -188,5 +188,9 @@ def add_inspose_config(cfg: CN) -> None:
     # as 0.999; 0 for none (the paper). A checkpoint's "model" is then the average.
     cfg.SOLVER.EMA_DECAY = 0.0
 
+    # What SOLVER.AMP.ENABLED (Detectron2's) trains in: "float16", as there, with a scaled loss, or
+    # "bfloat16", whose range needs none. Weights, KP-Nets, coordinates and losses stay float32.
+    cfg.SOLVER.AMP.PRECISION = "float16"
+
     # "SGD" (the paper) or "ADAMW" (ours, for short training from scratch in configs/quick).
     cfg.SOLVER.OPTIMIZER = "SGD"

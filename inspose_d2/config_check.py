@@ -110,6 +110,7 @@ MODEL_CHOICES: dict[str, Sequence[str]] = {
 }
 TRAINING_CHOICES: dict[str, Sequence[str]] = {
     "SOLVER.OPTIMIZER": ("SGD", "ADAMW"),
+    "SOLVER.AMP.PRECISION": ("float16", "bfloat16"),
     "SOLVER.LR_SCHEDULER_NAME": (
         "WarmupMultiStepLR",
         "WarmupCosineLR",

@@ -97,7 +97,8 @@ class Trainer(DefaultTrainer):
         on_cpu = model.device.type == "cpu"
         device_ids = {"device_ids": None} if on_cpu else {}
         model = create_ddp_model(model, broadcast_buffers=False, **device_ids)
-        precision = torch.float16 if cfg.SOLVER.AMP.ENABLED else None
+        amp = cfg.SOLVER.AMP
+        precision = getattr(torch, amp.PRECISION) if amp.ENABLED else None
         self._trainer = TrainLoop(
             model, data_loader, optimizer, stop=self.stop, precision=precision
         )

@@ -128,11 +128,12 @@ def test_crowded_image_single_keypoints_and_lines_train(
         assert all(loss.isfinite() and loss > 0 for loss in train_step(model, inputs).values())
 
 
-def test_losses_are_float32_and_close_when_autocast_runs_in_bfloat16(
-    model: InsPose, batch: Make
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_losses_are_float32_and_close_under_autocast(
+    model: InsPose, batch: Make, dtype: torch.dtype
 ) -> None:
     full = train_step(model, batch(2, 1))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         half = train_step(model, batch(2, 1))
     for name, loss in half.items():
         assert loss.dtype == torch.float32

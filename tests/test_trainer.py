@@ -17,6 +17,7 @@ from detectron2.utils.env import seed_all_rng
 
 from inspose_d2 import InsPose, add_inspose_config, list_configs
 from inspose_d2.data.images import ImageError
+from inspose_d2.kp_net import KPNet
 from inspose_d2.signals import Interrupted
 from inspose_d2.train_loop import DEAD_STEPS, DeadKPNetsError, DivergedError
 from inspose_d2.trainer import Trainer
@@ -194,12 +195,22 @@ def short_cfg(tiny_cfg: Callable[..., CfgNode], tmp_path: Path) -> Callable[...,
     return make
 
 
+AMP = {"SOLVER.AMP.ENABLED": True}
+
+
 @pytest.mark.fault
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"DATALOADER.NUM_WORKERS": 0},
+        {"DATALOADER.NUM_WORKERS": 2},
+        {**AMP, "SOLVER.AMP.PRECISION": "float16"},
+        {**AMP, "SOLVER.AMP.PRECISION": "bfloat16"},
+    ],
+)
 def test_interrupted_and_resumed_run_equals_the_uninterrupted_one(
-    short_cfg: Callable[..., CfgNode], num_workers: int
+    short_cfg: Callable[..., CfgNode], settings: dict[str, Any]
 ) -> None:
-    settings = {"DATALOADER.NUM_WORKERS": num_workers}
     whole, parts = short_cfg("whole", **settings), short_cfg("parts", **settings)
     run(whole)
     with pytest.raises(Interrupted):
@@ -241,6 +252,47 @@ def test_same_seed_gives_the_same_run_and_another_seed_another(
     a, b, c = (state(cfg) for cfg in cfgs)
     assert_same(a, b)
     assert any(not torch.equal(a["model"][name], c["model"][name]) for name in a["model"])
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
+def test_mixed_precision_keeps_float32_where_it_must(
+    short_cfg: Callable[..., CfgNode], precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[torch.dtype]] = {"features": [], "maps": [], "losses": []}
+    logits, losses = KPNet.logits, InsPose.losses
+
+    def watch_maps(self: KPNet, *args: Any) -> torch.Tensor:
+        maps = logits(self, *args)
+        seen["maps"].append(maps.dtype)
+        return maps
+
+    def watch_losses(self: InsPose, predictions: Any, *args: Any) -> dict[str, torch.Tensor]:
+        result = losses(self, predictions, *args)
+        seen["features"].append(predictions.keypoint_features.dtype)
+        seen["losses"] += [loss.dtype for loss in result.values()]
+        return result
+
+    monkeypatch.setattr(KPNet, "logits", watch_maps)
+    monkeypatch.setattr(InsPose, "losses", watch_losses)
+    everything = ("BOX_HEAD.ENABLED", "REGRESSION.ENABLED")
+    settings = {f"MODEL.INSPOSE.{key}": True for key in everything}
+    settings |= {"MODEL.INSPOSE.CLS_LOSS": "varifocal", "SOLVER.MAX_ITER": 2}
+    name = str(precision).removeprefix("torch.")
+    cfg = short_cfg("half", **settings, **AMP, **{"SOLVER.AMP.PRECISION": name})
+    trainer = run(cfg)
+    assert set(seen["features"]) == {precision}
+    assert set(seen["maps"]) == set(seen["losses"]) == {torch.float32}
+    assert len(seen["losses"]) == 2 * 6
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in trainer.model.parameters())
+
+    full = run(short_cfg("full", **settings))
+    for key in ("total_loss", "loss_box", "loss_regression"):
+        values = [x.storage.history(key).values()[0][0] for x in (trainer, full)]
+        assert values[0] == pytest.approx(values[1], rel=0.05), key
+        assert values[0] != values[1]
+
+    saved = state(cfg)["trainer"]["_trainer"]
+    assert ("grad_scaler" in saved) == (precision is torch.float16)  # bfloat16 needs no scale
 
 
 def test_training_with_grouped_convolutions_is_training_with_matrix_products(
