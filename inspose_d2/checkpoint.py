@@ -285,7 +285,7 @@ class InsPoseCheckpointer(DetectionCheckpointer):
         Raises:
             CheckpointError: it is damaged, or was not saved by such a training.
         """
-        data = _torch_load(path, mmap=zipfile.is_zipfile(path))
+        data = torch_load(path, mmap=zipfile.is_zipfile(path))
         trainer = data.get("trainer")
         known = trainer if isinstance(trainer, dict) else {}
         iteration = data.get("iteration", known.get("iteration"))
@@ -321,7 +321,7 @@ class InsPoseCheckpointer(DetectionCheckpointer):
                 weights = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
                 data = {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
         elif filename.endswith(".pyth"):
-            data = _torch_load(filename)
+            data = torch_load(filename)
             if "model_state" not in data:
                 raise CheckpointError(f"{filename} has no 'model_state', as pycls's .pyth have")
             state = data["model_state"].items()
@@ -333,7 +333,7 @@ class InsPoseCheckpointer(DetectionCheckpointer):
         return data
 
     def _torch_load(self, f: str) -> dict[str, Any]:
-        return _torch_load(f)
+        return torch_load(f)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         """Load what fits; whether that is enough depends on ``strict``."""
@@ -402,7 +402,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
             return
         try:
             _check_sum(path)
-            data = _torch_load(path, mmap=zipfile.is_zipfile(path))
+            data = torch_load(path, mmap=zipfile.is_zipfile(path))
             if data.get("best_metric") == self._val_metric:
                 self._update_best(data["best_value"], data["iteration"])
         except CheckpointError as error:
@@ -519,7 +519,7 @@ def _check_sum(path: str) -> None:
         )
 
 
-def _torch_load(path: str, *, mmap: bool = False) -> dict[str, Any]:
+def torch_load(path: str, *, mmap: bool = False) -> dict[str, Any]:
     """Read a file of ``torch.save`` onto the CPU; it can hold tensors, numbers, text, no code."""
     try:
         data = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)

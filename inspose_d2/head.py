@@ -121,15 +121,11 @@ class InsPoseHead(nn.Module):
         Returns:
             (N, 9 * conv_dim) patches.
         """
-        rows = torch.cat([x.permute(0, 2, 3, 1).flatten(1, 2) for x in params_features], dim=1)
-        neighbours, inside = _neighbours([x.shape[2:] for x in params_features], rows.device)
-        own = candidates.index
-        patches = rows[candidates.image[:, None], neighbours[own]]  # (N, 9, C)
-        return patches.mul_(inside[own][..., None]).flatten(1)
+        return gather_patches(params_features, candidates.image, candidates.index)
 
     def predict_params(self, patches: Tensor) -> Tensor:
         """Map (N, 9 * conv_dim) patches to (N, P) KP-Net parameters."""
-        return _convolve(self.params_pred, patches)
+        return convolve_patches(self.params_pred, patches)
 
     def regress_keypoints(self, patches: Tensor) -> Tensor | None:
         """Map (N, 9 * conv_dim) patches to the offsets from their locations to the keypoints.
@@ -139,7 +135,7 @@ class InsPoseHead(nn.Module):
         """
         if self.regression_pred is None:
             return None
-        return _convolve(self.regression_pred, patches).unflatten(1, (-1, 2))
+        return convolve_patches(self.regression_pred, patches).unflatten(1, (-1, 2))
 
     def predict_boxes(self, patches: Tensor, candidates: Candidates) -> Tensor | None:
         """Predict the box of the person at each location.
@@ -156,13 +152,30 @@ class InsPoseHead(nn.Module):
         """
         if self.box_pred is None:
             return None
-        log_distances = _convolve(self.box_pred, patches).float()
+        log_distances = convolve_patches(self.box_pred, patches).float()
         distances = log_distances.clamp(max=MAX_LOG_DISTANCE).exp() * candidates.strides[:, None]
         low, high = distances.split(2, dim=1)
         return torch.cat([candidates.points - low, candidates.points + high], dim=1)
 
 
-def _convolve(conv: nn.Conv2d, patches: Tensor) -> Tensor:
+def gather_patches(features: list[Tensor], image: Tensor, index: Tensor) -> Tensor:
+    """Gather what a 3x3 convolution sees at N cells of some maps.
+
+    Args:
+        features: (B, C, H_l, W_l) per level.
+        image: (N,) number of the image.
+        index: (N,) number of the cell, over all levels, row by row.
+
+    Returns:
+        (N, 9 * C) patches, row by row, channels last.
+    """
+    rows = torch.cat([x.permute(0, 2, 3, 1).flatten(1, 2) for x in features], dim=1)
+    neighbours, inside = _neighbours([x.shape[2:] for x in features], rows.device)
+    patches = rows[image[:, None], neighbours[index]]  # (N, 9, C)
+    return patches.mul_(inside[index][..., None]).flatten(1)
+
+
+def convolve_patches(conv: nn.Conv2d, patches: Tensor) -> Tensor:
     """Apply a 3x3 convolution to (N, 9 * C) patches, row by row, channels last: (N, out)."""
     return F.linear(patches, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
 

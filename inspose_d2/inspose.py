@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import move_device_like
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
 from .branches import DiskOffsetBranch, HeatmapBranch, KeypointFeatureBranch
@@ -21,6 +20,7 @@ from .config_check import check_model
 from .data.keypoint_sets import oks_sigmas
 from .geometry import Locations, map_size
 from .head import InsPoseHead
+from .image_model import ImageModel
 from .keypoint_codec import decode_keypoints
 from .kp_net import KPNet
 from .losses import (
@@ -49,11 +49,9 @@ class Predictions:
 
 
 @META_ARCH_REGISTRY.register()
-class InsPose(nn.Module):
+class InsPose(ImageModel):
     """Single-stage multi-person pose estimation with instance-aware dynamic networks."""
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
     oks_sigmas: Tensor
 
     @configurable
@@ -109,8 +107,7 @@ class InsPose(nn.Module):
             pixel_std: per channel.
             channels_last: whether convolutions run in this memory layout.
         """
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone, pixel_mean, pixel_std)
         self.head = head
         self.kp_net = kp_net
         self.keypoint_branch = keypoint_branch
@@ -130,8 +127,6 @@ class InsPose(nn.Module):
         self.max_poses = max_poses
         shapes = backbone.output_shape()
         self.strides = [shapes[name].stride for name in in_features]
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.register_buffer("oks_sigmas", torch.tensor(oks_sigmas), False)
         if channels_last:
             self.to(memory_format=torch.channels_last)
@@ -219,11 +214,6 @@ class InsPose(nn.Module):
             "channels_last": torch.device(cfg.MODEL.DEVICE).type == "cpu",
         }
 
-    @property
-    def device(self) -> torch.device:
-        """Device of the model, which images are moved to."""
-        return self.pixel_mean.device
-
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Compute losses in training, poses in evaluation.
 
@@ -240,7 +230,7 @@ class InsPose(nn.Module):
         """
         images = self.preprocess_image(batched_inputs)
         predictions = self.predict(images.tensor)
-        locations = Locations.of(predictions.params_features, self.strides)
+        locations = self.locations_of(predictions)
         if self.training:
             instances = [x["instances"].to(self.device) for x in batched_inputs]
             return self.losses(predictions, locations, instances)
@@ -251,8 +241,40 @@ class InsPose(nn.Module):
             poses, batched_inputs, images.image_sizes, strict=True
         ):
             asked = inputs.get("height", height), inputs.get("width", width)
-            results.append({"instances": detector_postprocess(pose, *asked)})
+            results.append({"instances": self.postprocess(pose, *asked)})
         return results
+
+    def locations_of(self, predictions: Predictions) -> Locations:
+        """Give the locations that predictions are of."""
+        return Locations.of(predictions.params_features, self.strides)
+
+    @staticmethod
+    def postprocess(poses: Instances, height: int, width: int) -> Instances:
+        """Scale poses from pixels of the network input to those of the asked size."""
+        return detector_postprocess(poses, height, width)
+
+    def kp_net_inputs(
+        self,
+        predictions: Predictions,
+        locations: Locations,  # noqa: ARG002  other architectures need them
+        candidates: Candidates,
+        image_size: tuple[int, int],
+    ) -> tuple[Tensor, Tensor]:
+        """Give what the KP-Nets of N locations of a single image take.
+
+        Args:
+            predictions: of one image.
+            locations: of the padded image.
+            candidates: the N locations.
+            image_size: (H, W) of the image without padding, pixels.
+
+        Returns:
+            (N, P) parameters and (C, H, W) shared features.
+        """
+        patches = self.head.patches_at(predictions.params_features, candidates)
+        height, width = map_size(image_size, self.kp_net.stride)
+        features = predictions.keypoint_features[0, :, :height, :width]
+        return self.head.predict_params(patches), features
 
     def predict(self, images: Tensor) -> Predictions:
         """Run all that depends on no person: backbone, heads and branches.
@@ -279,25 +301,6 @@ class InsPose(nn.Module):
             disk_offsets=None if self.disk_offset_branch is None else self.disk_offset_branch(p3),
             heatmap_logits=None if heatmap_branch is None else heatmap_branch(p3),
         )
-
-    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Normalize the images and pad them to one size.
-
-        Raises:
-            ValueError: there is no image, or one that is empty or has other channels.
-        """
-        _check_images(batched_inputs, num_channels=len(self.pixel_mean))
-        images = [move_device_like(x["image"], self.pixel_mean) for x in batched_inputs]
-        images = [self.normalize(x) for x in images]
-        return ImageList.from_tensors(
-            images,
-            self.backbone.size_divisibility,
-            padding_constraints=self.backbone.padding_constraints,
-        )
-
-    def normalize(self, image: Tensor) -> Tensor:
-        """Bring the colours (C, H, W), 0 to 255, to the range that the backbone knows."""
-        return (image - self.pixel_mean) / self.pixel_std
 
     def losses(
         self,
@@ -509,24 +512,6 @@ class InsPose(nn.Module):
         """Mix person probabilities (n,) with the scores of keypoints (n, K, 3)."""
         weight = self.keypoint_score_weight
         return scores ** (1 - weight) * keypoints[..., 2].mean(dim=1) ** weight
-
-
-def _check_images(batched_inputs: list[dict[str, Any]], num_channels: int) -> None:
-    """Refuse what is no batch of images, by types and shapes alone: values would cost a wait."""
-    if len(batched_inputs) == 0:
-        raise ValueError("the batch is empty: expected a list of dicts with an 'image' each")
-    for number, inputs in enumerate(batched_inputs):
-        image = inputs.get("image") if isinstance(inputs, dict) else inputs
-        if not isinstance(image, Tensor) or not isinstance(inputs, dict):
-            raise ValueError(
-                f"input {number} of the batch must be a dict with a tensor 'image', "
-                f"got {type(image).__name__}"
-            )
-        if image.dim() != 3 or image.shape[0] != num_channels or image.numel() == 0:
-            raise ValueError(
-                f"'image' of input {number} of the batch must be ({num_channels}, H, W), not "
-                f"empty, one channel per value of MODEL.PIXEL_MEAN; got {tuple(image.shape)}"
-            )
 
 
 def _check_map_stride(map_stride: int, feature_stride: int, size_divisibility: int) -> None:

@@ -358,12 +358,16 @@ def find_peaks(logits: Tensor, block: int) -> tuple[Tensor, Tensor]:
         (N, K) int64 cell indices, the first of equal maxima, and (N, K) scores: the softmax
         probability of the map at its peak.
     """
+    return find_cells(logits, block), logits.softmax(dim=2).amax(dim=2)
+
+
+def find_cells(logits: Tensor, block: int) -> Tensor:
+    """Find the cells of the peaks alone; see :func:`find_peaks`."""
     # On a CPU argmax is slow, amax over long rows is not: first the best block.
     blocks = logits.unflatten(2, (-1, block))
     best = blocks.amax(dim=3).argmax(dim=2)  # (N, K)
     in_best = blocks.gather(2, best[..., None, None].expand(-1, -1, 1, block))[:, :, 0]
-    cells = best * block + in_best.argmax(dim=2)
-    return cells, logits.softmax(dim=2).amax(dim=2)
+    return best * block + in_best.argmax(dim=2)
 
 
 class _LogProbs(torch.autograd.Function):
