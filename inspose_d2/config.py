@@ -74,6 +74,10 @@ def add_inspose_config(cfg: CN) -> None:
     # Factors of brightness, contrast and saturation are drawn from 1 - x to 1 + x.
     cfg.INPUT.COLOR_JITTER = 0.0
 
+    # What resizes images: "pillow", as Detectron2 does, or "opencv", as mmdetection does, which the
+    # authors' weights were trained with. When an image grows they differ by a grey level at most.
+    cfg.INPUT.RESIZE = "pillow"
+
     # Keypoint sets to register, each [name, json file in COCO's format, folder of images], for
     # DATASETS.TRAIN and TEST. Paths are below $DETECTRON2_DATASETS, by default "datasets", unless
     # they are absolute. See register_coco_keypoints.

@@ -102,11 +102,22 @@ GROUP_NORM = {
     "MODEL.FPN.NORM": "MODEL.FPN.OUT_CHANNELS",
 }
 
+# What the authors' released model has no choice of: its star convolutions know COCO's keypoints.
+OFFICIAL = {
+    "MODEL.INSPOSE.NUM_KEYPOINTS": 17,
+    "MODEL.INSPOSE.MAP_STRIDE": 8,
+    "MODEL.INSPOSE.IN_FEATURES": ["p3", "p4", "p5", "p6", "p7"],
+    "MODEL.INSPOSE.KEYPOINT_BRANCH.IN_FEATURE": "p3",
+    "MODEL.INSPOSE.BOX_HEAD.ENABLED": False,
+    "MODEL.INSPOSE.KEYPOINT_SCORE_WEIGHT_TEST": 0.0,
+}
+
 # Keys that name one of several things.
 MODEL_CHOICES: dict[str, Sequence[str]] = {
     "MODEL.INSPOSE.UNLABELED_PERSONS": ("ignore", "background"),
     "MODEL.INSPOSE.CLS_LOSS": ("focal", "varifocal"),
     "MODEL.INSPOSE.KP_NET.BACKEND": ("auto", "torch", "grouped", "triton"),
+    "INPUT.RESIZE": ("pillow", "opencv"),
 }
 TRAINING_CHOICES: dict[str, Sequence[str]] = {
     "SOLVER.OPTIMIZER": ("SGD", "ADAMW"),
@@ -214,6 +225,10 @@ def _model_relations(cfg: CfgNode) -> Iterator[str]:
         for key in widths.split() if _value(cfg, norm) == "GN" else ():
             if _value(cfg, key) % 32:
                 yield f"{key} must be a multiple of 32 with {norm} 'GN'; got {_value(cfg, key)}"
+    if cfg["MODEL"]["META_ARCHITECTURE"] == "InsPoseOfficial":
+        for key, value in OFFICIAL.items():
+            if _value(cfg, key) != value:
+                yield f"{key} must be {value} in InsPoseOfficial; got {_value(cfg, key)}"
     mean, std = cfg["MODEL"]["PIXEL_MEAN"], cfg["MODEL"]["PIXEL_STD"]
     if len(mean) != len(std):
         yield f"MODEL.PIXEL_MEAN {mean} and MODEL.PIXEL_STD {std} must be of the same length"

@@ -81,7 +81,9 @@ class InsPosePredictor:
             logger.warning("MODEL.WEIGHTS is empty: the weights of the model are random")
         InsPoseCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
         size = cfg.INPUT.MIN_SIZE_TEST
-        self.resize = ResizeShortestEdge([size, size], cfg.INPUT.MAX_SIZE_TEST)
+        self.resize = ResizeShortestEdge(
+            [size, size], cfg.INPUT.MAX_SIZE_TEST, library=cfg.INPUT.RESIZE
+        )
 
     def __call__(
         self, x: Picture | list[Picture] | tuple[Picture, ...], batch_size: int = 8

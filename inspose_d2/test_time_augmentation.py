@@ -32,8 +32,8 @@ class InsPoseWithTTA(nn.Module):
 
         Args:
             cfg: the whole config; read are ``TEST.AUG.{MIN_SIZES, MAX_SIZE, FLIP}`` (not ENABLED),
-                ``TEST.DETECTIONS_PER_IMAGE`` and, to flip, the data sets of ``DATASETS.TEST``,
-                else of ``DATASETS.TRAIN``.
+                ``INPUT.RESIZE``, ``TEST.DETECTIONS_PER_IMAGE`` and, to flip, the data sets of
+                ``DATASETS.TEST``, else of ``DATASETS.TRAIN``.
             model: any model that gives poses as :class:`InsPose` does.
         """
         super().__init__()
@@ -42,6 +42,7 @@ class InsPoseWithTTA(nn.Module):
         self.model = model
         self.sizes = cfg.TEST.AUG.MIN_SIZES
         self.max_size = cfg.TEST.AUG.MAX_SIZE
+        self.library = cfg.INPUT.RESIZE
         self.flip = cfg.TEST.AUG.FLIP
         self.flip_indices = _flip_indices(cfg) if cfg.TEST.AUG.FLIP else []
         self.max_poses = cfg.TEST.DETECTIONS_PER_IMAGE
@@ -74,7 +75,8 @@ class InsPoseWithTTA(nn.Module):
         """Make the views of an image (C, H, W) of uint8, and say which are mirrored."""
         pixels = image.permute(1, 2, 0).numpy()
         for size in self.sizes:
-            transform = ResizeShortestEdge(size, self.max_size).get_transform(pixels)
+            resize = ResizeShortestEdge(size, self.max_size, library=self.library)
+            transform = resize.get_transform(pixels)
             resized = np.array(transform.apply_image(pixels).transpose(2, 0, 1), order="C")
             view = torch.from_numpy(resized)
             yield view, False

@@ -45,7 +45,7 @@ class InsPoseDatasetMapper(DatasetMapper):
             cfg.defrost()
             cfg.MODEL.KEYPOINT_ON = False
         settings = super().from_config(cfg, is_train)
-        augmentations = [_keep_a_pixel(x) for x in settings["augmentations"]]
+        augmentations = [_our_resize(x, cfg.INPUT.RESIZE) for x in settings["augmentations"]]
         if is_train:
             augmentations = training_augmentations(cfg, augmentations)
         return {**settings, "augmentations": augmentations, "max_pixels": cfg.INPUT.MAX_PIXELS}
@@ -122,7 +122,7 @@ class InsPoseDatasetMapper(DatasetMapper):
             instances.gt_keypoints = Keypoints(torch.as_tensor(np.zeros((0, num_keypoints, 3))))
 
 
-def _keep_a_pixel(augmentation: Any) -> Any:
+def _our_resize(augmentation: Any, library: str) -> Any:
     """Replace Detectron2's resizing by ours."""
     if type(augmentation) is not T.ResizeShortestEdge:
         return augmentation
@@ -131,6 +131,7 @@ def _keep_a_pixel(augmentation: Any) -> Any:
         augmentation.max_size,
         augmentation.sample_style,
         augmentation.interp,
+        library,
     )
 
 

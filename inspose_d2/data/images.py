@@ -5,6 +5,7 @@ Every image of the project that is trained on, evaluated or predicted from a fil
 
 import io
 import os
+import sys
 from typing import Any
 
 import cv2
@@ -172,12 +173,61 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 class ResizeShortestEdge(T.ResizeShortestEdge):
     """Detectron2's augmentation, whose sides here have a pixel at least.
 
-    It rounds the shorter side of an image of 1 x 5000 to 0, which nothing can be resized to.
+    It rounds the shorter side of an image of 1 x 5000 to 0, which nothing can be resized to. With
+    OpenCV sizes and pixels are those of mmdetection, which the authors' model was trained with.
     """
+
+    def __init__(
+        self,
+        short_edge_length: Any,
+        max_size: int = sys.maxsize,
+        sample_style: str = "range",
+        interp: int = Image.Resampling.BILINEAR,
+        library: str = "pillow",
+    ) -> None:
+        """Set the sizes.
+
+        Args:
+            short_edge_length: as Detectron2 takes it, pixels; 0 does not resize.
+            max_size: of the longer side, pixels.
+            sample_style: "range" or "choice".
+            interp: of Pillow.
+            library: "pillow" or "opencv" (``INPUT.RESIZE``). OpenCV interpolates between two
+                pixels along each side, where Pillow averages when it makes an image smaller.
+        """
+        super().__init__(short_edge_length, max_size, sample_style, interp)
+        self.library = library
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         """Choose a size for an image (H, W, 3)."""
+        if self.library == "opencv":
+            return self._opencv_transform(*image.shape[:2])
         return _at_least_a_pixel(super().get_transform(image))
+
+    def _opencv_transform(self, height: int, width: int) -> T.Transform:
+        sizes = self.short_edge_length
+        chosen = np.random.randint(sizes[0], sizes[1] + 1) if self.is_range else None
+        size = np.random.choice(sizes) if chosen is None else chosen
+        if size == 0:
+            return T.NoOpTransform()
+        # One factor, rounded once; Detectron2 rounds the limits of both sides one after the other.
+        factor = min(self.max_size / max(height, width), size / min(height, width))
+        new = (max(int(side * factor + 0.5), 1) for side in (height, width))
+        return OpenCVResizeTransform(height, width, *new)
+
+
+class OpenCVResizeTransform(T.ResizeTransform):
+    """Resizes 8-bit images by OpenCV's bilinear interpolation."""
+
+    def __init__(self, h: int, w: int, new_h: int, new_w: int) -> None:
+        """Take sizes (H, W) before and after."""
+        super().__init__(h, w, new_h, new_w, Image.Resampling.BILINEAR)
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        """Resize (H, W, 3) uint8; with `interp`, for segmentations, as Detectron2 does."""
+        if interp is not None:
+            return super().apply_image(img, interp)
+        return cv2.resize(img, (self.new_w, self.new_h), interpolation=cv2.INTER_LINEAR)
 
 
 class ResizeScale(T.ResizeScale):
