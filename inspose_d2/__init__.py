@@ -12,11 +12,13 @@ from .data import (
 )
 from .inspose import InsPose
 from .model_zoo import get_model, list_checkpoints
+from .official import InsPoseOfficial
 from .predictor import InsPosePredictor
 
 __all__ = [
     "ConfigError",
     "InsPose",
+    "InsPoseOfficial",
     "InsPosePredictor",
     "add_inspose_config",
     "build_inspose_resnet_fpn_backbone",

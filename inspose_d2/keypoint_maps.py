@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from torch import Tensor
 
 from .candidates import Candidates
-from .geometry import Locations, map_size
 from .inspose import InsPose
+from .official import InsPoseOfficial
 
 
 @dataclass
@@ -28,11 +27,13 @@ class KeypointMaps:
 
 
 @torch.no_grad()
-def keypoint_maps_of(model: InsPose, inputs: dict[str, Any], chosen: Sequence[int]) -> KeypointMaps:
+def keypoint_maps_of(
+    model: InsPose | InsPoseOfficial, inputs: dict[str, Any], chosen: Sequence[int]
+) -> KeypointMaps:
     """Run the model on an image, then the KP-Nets of chosen poses once more, keeping their maps.
 
     A pose's keypoint score is its map's largest probability, and that cell the one that the disk
-    offset is read at.
+    offset is read at. (The authors' released model looks for that cell in an enlarged map.)
 
     Args:
         model: in evaluation mode, on any device.
@@ -49,11 +50,11 @@ def keypoint_maps_of(model: InsPose, inputs: dict[str, Any], chosen: Sequence[in
         raise ValueError("keypoint maps are those of inference: call model.eval() first")
     images = model.preprocess_image([inputs])
     size = images.image_sizes[0]
-    predictions = model.predict(images.tensor)
-    locations = Locations.of(predictions.params_features, model.strides)
+    predictions: Any = model.predict(images.tensor)
+    locations = model.locations_of(predictions)
     poses = model.inference(predictions, locations, [size], with_locations=True)[0]
     asked = inputs.get("height", size[0]), inputs.get("width", size[1])
-    poses = detector_postprocess(poses, *asked)
+    poses = model.postprocess(poses, *asked)
     if not all(0 <= number < len(poses) for number in chosen):
         raise ValueError(f"there are {len(poses)} poses in the image, asked for {list(chosen)}")
     poses = poses[torch.tensor(chosen, dtype=torch.int64, device=model.device)]
@@ -62,12 +63,10 @@ def keypoint_maps_of(model: InsPose, inputs: dict[str, Any], chosen: Sequence[in
     poses.remove("pred_locations")
     points, strides = locations.points[index], locations.strides[index]
     candidates = Candidates(torch.zeros_like(index), index, points, strides, [len(index)])
-    patches = model.head.patches_at(predictions.params_features, candidates)
-    height, width = map_size(size, model.kp_net.stride)
-    shared = model.kp_net.shared_input(predictions.keypoint_features[0, :, :height, :width])
-    logits = model.kp_net.logits(model.head.predict_params(patches), points, strides, shared)
+    params, features = model.kp_net_inputs(predictions, locations, candidates, size)
+    logits = model.kp_net.logits(params, points, strides, model.kp_net.shared_input(features))
     return KeypointMaps(
         poses,
-        logits.softmax(dim=2).unflatten(2, (height, width)),
+        logits.softmax(dim=2).unflatten(2, features.shape[1:]),
         (model.kp_net.stride * asked[1] / size[1], model.kp_net.stride * asked[0] / size[0]),
     )

@@ -43,6 +43,7 @@ from .test_time_augmentation import InsPoseWithTTA
 from .train_loop import DivergedError, TrainLoop, explain
 
 MAX_WARMUP = 5  # one in so many steps, at most, warms up
+OURS = ("InsPose", "InsPoseOfficial")  # architectures; others are peers
 
 logger = logging.getLogger(__name__)
 
@@ -278,7 +279,7 @@ class Trainer(DefaultTrainer):
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Build the model; the peer's on the CPU in channels-last layout, as InsPose's are."""
         model = super().build_model(cfg)
-        if model.device.type == "cpu" and cfg.MODEL.META_ARCHITECTURE != "InsPose":
+        if model.device.type == "cpu" and cfg.MODEL.META_ARCHITECTURE not in OURS:
             for name, part in model.named_children():
                 if name != "roi_heads":  # Detectron2's keypoint head cannot
                     part.to(memory_format=torch.channels_last)
@@ -325,8 +326,8 @@ class Trainer(DefaultTrainer):
 
         Other models do not know persons without keypoints.
         """
-        is_inspose = cfg.MODEL.META_ARCHITECTURE == "InsPose"
-        return (InsPoseDatasetMapper if is_inspose else DatasetMapper)(cfg, is_train=True)
+        is_ours = cfg.MODEL.META_ARCHITECTURE in OURS
+        return (InsPoseDatasetMapper if is_ours else DatasetMapper)(cfg, is_train=True)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
@@ -368,8 +369,8 @@ class Trainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Check the annotations that poses will be scored by, load the images."""
         cls.check_dataset(cfg, dataset_name, evaluation=True)
-        is_inspose = cfg.MODEL.META_ARCHITECTURE == "InsPose"
-        mapper = (InsPoseDatasetMapper if is_inspose else DatasetMapper)(cfg, is_train=False)
+        is_ours = cfg.MODEL.META_ARCHITECTURE in OURS
+        mapper = (InsPoseDatasetMapper if is_ours else DatasetMapper)(cfg, is_train=False)
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @staticmethod

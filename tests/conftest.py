@@ -1,8 +1,10 @@
 """Fixtures that several test files share."""
 
+import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -29,20 +31,45 @@ settings.register_profile("inspose_d2", max_examples=20, deadline=None, derandom
 settings.load_profile("inspose_d2")
 
 
+class Golden:
+    """A folder of numbers that the authors' code computed, and how its inputs were made."""
+
+    def __init__(self, variable: str) -> None:
+        folder = os.environ.get(variable)
+        if not folder:
+            pytest.skip(f"${variable}, a folder of the authors' numbers (*.npz), is not set")
+        if not Path(folder).is_dir():
+            pytest.skip(f"${variable} is {folder}, which is not a folder")
+        self.folder = Path(folder)
+
+    def __call__(self, name: str) -> dict[str, Any]:
+        """Load arrays by file name without ``.npz``: as tensors, text as it is."""
+        with np.load(self.folder / f"{name}.npz") as arrays:
+            return {
+                key: torch.from_numpy(arrays[key]) if arrays[key].dtype.kind != "U" else arrays[key]
+                for key in arrays
+            }
+
+    def recipe(self, name: str) -> ModuleType:
+        """Import the file that draws inputs and weights."""
+        spec = importlib.util.spec_from_file_location(name, self.folder / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+
 @pytest.fixture(scope="session")
-def golden() -> Callable[[str], dict[str, Tensor]]:
-    """Load numbers that the authors' code computed, by file name without ``.npz``."""
-    folder = os.environ.get("INSPOSE_GOLDEN")
-    if not folder:
-        pytest.skip("$INSPOSE_GOLDEN, the folder of the authors' numbers (*.npz), is not set")
-    if not Path(folder).is_dir():
-        pytest.skip(f"$INSPOSE_GOLDEN is {folder}, which is not a folder")
+def golden() -> Golden:
+    """Numbers of the authors' head, decoding and losses."""
+    return Golden("INSPOSE_GOLDEN")
 
-    def load(name: str) -> dict[str, Tensor]:
-        with np.load(Path(folder) / f"{name}.npz") as arrays:
-            return {key: torch.from_numpy(arrays[key]) for key in arrays}
 
-    return load
+@pytest.fixture(scope="session")
+def golden_full() -> Golden:
+    """Numbers of the authors' whole detector."""
+    return Golden("INSPOSE_GOLDEN_FULL")
 
 
 @pytest.fixture(scope="session")

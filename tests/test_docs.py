@@ -77,6 +77,10 @@ ELSEWHERE = {
     "python tools/onnx_example.py": "tests/test_export.py::"
     "test_example_finds_the_poses_without_torch",
     "pip install onnxruntime": "nowhere: a package of PyPI",
+    "gdown": "nowhere: needs Google Drive",
+    "pip install gdown": "nowhere: a package of PyPI",
+    "python tools/convert_opera_checkpoint.py": "tests/test_official_convert.py::"
+    "test_whole_file_is_converted_and_loaded_strictly",
     "python tools/make_tiny_checkpoint.py": "tests/test_make_tiny_checkpoint.py",
     "python tools/web.py": "tests/test_web.py::test_page_in_a_browser",
     "python -m inspose_d2.data.synthetic": "tests/test_synthetic.py",
@@ -296,7 +300,7 @@ def evaluation(weights: str) -> list[str]:
 
 
 NEEDS_MORE = re.compile(
-    r"--num-machines|test-dev|webcam|SOLVER\.REFERENCE|model_0054999|output/five"
+    r"--num-machines|test-dev|webcam|SOLVER\.REFERENCE|model_0054999|output/five|official\.pth"
 )
 SMALL_COMMANDS = sorted(
     {

@@ -53,7 +53,7 @@ def test_every_full_config_has_a_row_with_its_parameters(config: Path) -> None:
     cfg.MODEL.DEVICE = "meta"  # shapes alone: no memory, no time
     with torch.device("meta"):
         model = build_model(cfg)
-    training_alone = re.compile("heatmap_branch|regression_pred")
+    training_alone = re.compile("heatmap_branch|regression_pred|heatmap_pred|tag_pred")
     parameters = model.named_parameters()
     at_inference = [p for name, p in parameters if not training_alone.search(name)]
     millions = sum(p.numel() for p in at_inference) / 1e6

@@ -14,7 +14,12 @@ from analyze import build, count, load
 ROOT = Path(__file__).resolve().parent.parent
 ZOO = ROOT / "MODEL_ZOO.md"
 SIZE, PERSONS = (800, 1216), 20
-TRAINING_ALONE = ("heatmap_branch", "head.regression_pred")
+TRAINING_ALONE = (
+    "heatmap_branch",
+    "head.regression_pred",
+    "dense_branch.heatmap_pred",
+    "dense_branch.tag_pred",
+)
 COLUMNS = ("params (M)", "GMACs")
 
 

@@ -1,0 +1,269 @@
+"""The authors' released model: the whole way from images to poses, one line per stage."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.structures import Instances
+from torch import Tensor
+
+from ..candidates import Candidates
+from ..config_check import check_model
+from ..geometry import Locations
+from ..image_model import ImageModel
+from ..kp_net import KPNet
+from .decode import Kept, enlarged_peaks, make_instances, rescale, select_poses
+from .head import DENSE_SCALE, DenseBranch, KeypointFeatures, OfficialHead
+
+
+@dataclass
+class OfficialPredictions:
+    """What the network says of B images with L locations each, before poses are chosen."""
+
+    pyramid: list[Tensor]  # per level (B, C, H_l, W_l)
+    person_logits: Tensor  # (B, L)
+    poses: list[Tensor]  # per level (B, 2K, H_l, W_l), see OfficialHead.forward
+
+
+@META_ARCH_REGISTRY.register()
+class InsPoseOfficial(ImageModel):
+    """The model whose weights the authors of InsPose published; not that of their paper's text.
+
+    It regresses poses too: these guide classification and parameters, and soft-NMS on their boxes
+    comes before the KP-Nets, whose maps are read at twice their resolution.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        head: OfficialHead,
+        kp_net: KPNet,
+        keypoint_branch: KeypointFeatures,
+        dense_branch: DenseBranch,
+        in_features: list[str],
+        score_threshold: float,
+        topk_candidates: int,
+        nms_threshold: float,
+        max_poses: int,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        channels_last: bool,
+    ) -> None:
+        """Join the built parts.
+
+        Args:
+            backbone: makes the pyramid.
+            head: person logits, regressed poses and KP-Net parameters of each location.
+            kp_net: runs the KP-Nets.
+            keypoint_branch: shared input of the KP-Nets.
+            dense_branch: offsets at the peaks.
+            in_features: pyramid levels of the head, finest first, which the branches see too.
+            score_threshold: lowest person probability of a candidate.
+            topk_candidates: most candidates of a level.
+            nms_threshold: of soft-NMS, IoU.
+            max_poses: most poses of an image.
+            pixel_mean: per channel, in the order of ``INPUT.FORMAT``.
+            pixel_std: per channel.
+            channels_last: whether convolutions run in this memory layout.
+        """
+        super().__init__(backbone, pixel_mean, pixel_std)
+        self.head = head
+        self.kp_net = kp_net
+        self.keypoint_branch = keypoint_branch
+        self.dense_branch = dense_branch
+        self.in_features = in_features
+        self.score_threshold = score_threshold
+        self.topk_candidates = topk_candidates
+        self.nms_threshold = nms_threshold
+        self.max_poses = max_poses
+        shapes = backbone.output_shape()
+        self.strides = [shapes[name].stride for name in in_features]
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Build the parts that the config describes; nothing else in this file reads it."""
+        check_model(cfg)
+        node = cfg.MODEL.INSPOSE
+        backbone = build_backbone(cfg)
+        shapes = backbone.output_shape()
+        channels = shapes[node.KEYPOINT_BRANCH.IN_FEATURE].channels
+        kp_net = KPNet(
+            stride=shapes[node.KEYPOINT_BRANCH.IN_FEATURE].stride,
+            feature_channels=node.KEYPOINT_BRANCH.OUT_CHANNELS,
+            channels=node.KP_NET.CHANNELS,
+            num_layers=node.KP_NET.NUM_LAYERS,
+            num_keypoints=node.NUM_KEYPOINTS,
+            backend=node.KP_NET.BACKEND,
+        )
+        return {
+            "backbone": backbone,
+            "head": OfficialHead(
+                in_channels=shapes[node.IN_FEATURES[0]].channels,
+                num_convs=node.NUM_CONVS,
+                conv_dim=node.CONV_DIM,
+                norm=node.NORM,
+                num_params=kp_net.num_params,
+                num_keypoints=node.NUM_KEYPOINTS,
+                prior_prob=node.PRIOR_PROB,
+            ),
+            "kp_net": kp_net,
+            "keypoint_branch": KeypointFeatures(
+                in_channels=channels,
+                num_convs=node.KEYPOINT_BRANCH.NUM_CONVS,
+                conv_dim=node.KEYPOINT_BRANCH.CONV_DIM,
+                norm=node.NORM,
+                out_channels=node.KEYPOINT_BRANCH.OUT_CHANNELS,
+            ),
+            "dense_branch": DenseBranch(
+                in_channels=channels,
+                num_convs=node.HEATMAP.NUM_CONVS,
+                conv_dim=node.HEATMAP.CONV_DIM,
+                norm=node.NORM,
+                num_keypoints=node.NUM_KEYPOINTS,
+            ),
+            "in_features": node.IN_FEATURES,
+            "score_threshold": node.SCORE_THRESH_TEST,
+            "topk_candidates": node.TOPK_CANDIDATES_TEST,
+            "nms_threshold": node.NMS_THRESH_TEST,
+            "max_poses": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "channels_last": torch.device(cfg.MODEL.DEVICE).type == "cpu",
+        }
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+        """Find poses.
+
+        Images of one size are independent of each other. An image that is padded further than it
+        would be alone gives other numbers: GroupNorm averages over the padding.
+
+        Args:
+            batched_inputs: as :class:`InsPose` takes them.
+
+        Returns:
+            Per image {"instances": ``Instances`` with pred_boxes (of the regressed poses), scores,
+            pred_classes and pred_keypoints (N, K, 3): x, y in pixels of the asked size, not
+            clipped, and the keypoint's score in [0, 1]}.
+        """
+        if self.training:
+            raise ValueError(
+                "InsPoseOfficial cannot be trained yet: call model.eval(), or train "
+                "configs/InsPose_R50_3x.yaml"
+            )
+        images = self.preprocess_image(batched_inputs)
+        predictions = self.predict(images.tensor)
+        locations = self.locations_of(predictions)
+        poses = self.inference(predictions, locations, images.image_sizes)
+        results = []
+        for pose, inputs, (height, width) in zip(
+            poses, batched_inputs, images.image_sizes, strict=True
+        ):
+            asked = inputs.get("height", height), inputs.get("width", width)
+            results.append({"instances": self.postprocess(pose, *asked)})
+        return results
+
+    def locations_of(self, predictions: OfficialPredictions) -> Locations:
+        """Give the locations that predictions are of."""
+        return Locations.of(predictions.pyramid, self.strides)
+
+    @staticmethod
+    def postprocess(poses: Instances, height: int, width: int) -> Instances:
+        """See :func:`inspose_d2.official.decode.rescale`."""
+        return rescale(poses, height, width)
+
+    def predict(self, images: Tensor) -> OfficialPredictions:
+        """Run what depends on no pose: backbone, person logits and regressed poses.
+
+        Args:
+            images: (B, C, H, W) normalized and padded.
+
+        Returns:
+            The predictions.
+        """
+        features = self.backbone(images)
+        pyramid = [features[name] for name in self.in_features]
+        return OfficialPredictions(pyramid, *self.head(pyramid))
+
+    def inference(
+        self,
+        predictions: OfficialPredictions,
+        locations: Locations,
+        image_sizes: list[tuple[int, int]],
+        *,
+        with_locations: bool = False,
+    ) -> list[Instances]:
+        """Turn predictions into poses.
+
+        Args:
+            predictions: of the network.
+            locations: of the padded images.
+            image_sizes: (H, W) of each image without padding, pixels.
+            with_locations: whether the poses have pred_locations (N,), the number of the location
+                that each comes from.
+
+        Returns:
+            Per image ``Instances`` in pixels of the network input.
+        """
+        kept = select_poses(
+            locations,
+            predictions.person_logits,
+            predictions.poses,
+            image_sizes,
+            score_threshold=self.score_threshold,
+            topk=self.topk_candidates,
+            nms_threshold=self.nms_threshold,
+            max_poses=self.max_poses,
+        )
+        keypoints = self.keypoints_of(kept, predictions, locations)
+        poses = make_instances(kept, keypoints, image_sizes)
+        if with_locations:
+            for own, candidates in zip(poses, kept.candidates.slices(), strict=True):
+                own.pred_locations = kept.candidates.index[candidates]
+        return poses
+
+    def keypoints_of(
+        self, kept: Kept, predictions: OfficialPredictions, locations: Locations
+    ) -> Tensor:
+        """Run the KP-Nets of the kept locations, and the layers that only these need.
+
+        Args:
+            kept: N locations.
+            predictions: of the network.
+            locations: of the padded images.
+
+        Returns:
+            (N, K, 3) keypoints x, y in pixels of the network input, score.
+        """
+        candidates = kept.candidates
+        if not len(candidates.index):
+            return kept.scores.new_zeros(0, self.kp_net.num_keypoints, 3)
+        p3 = predictions.pyramid[0]
+        params = self.head.predict_params(
+            predictions.pyramid, predictions.poses, locations, candidates
+        )
+        features = self.keypoint_branch(p3)
+        cells, scores = enlarged_peaks(self.kp_net, params, candidates, features)
+        offsets = self.dense_branch.offsets_at(self.dense_branch(p3), candidates.image, cells)
+        width = DENSE_SCALE * p3.shape[3]
+        index = torch.stack([cells % width, cells // width], dim=-1)
+        xy = (index + offsets.float()) * (self.kp_net.stride / DENSE_SCALE)
+        return torch.cat([xy, scores[..., None]], dim=-1)
+
+    def kp_net_inputs(
+        self,
+        predictions: OfficialPredictions,
+        locations: Locations,
+        candidates: Candidates,
+        image_size: tuple[int, int],  # noqa: ARG002  maps reach into the padding here
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`InsPose.kp_net_inputs`."""
+        params = self.head.predict_params(
+            predictions.pyramid, predictions.poses, locations, candidates
+        )
+        return params, self.keypoint_branch(predictions.pyramid[0])[0]
