@@ -253,9 +253,10 @@ class KPNet:
             features: (B, C, H, W) shared features of the batch.
 
         Returns:
-            Scalar: the share, over all sampled persons, of units of the last hidden layer that are
-            active in a sampled cell. At 0 the maps are constant and nothing has a gradient. NaN
-            without persons or hidden layers.
+            Scalar: the share, over all sampled persons, of units of the last hidden layer that
+            differ from cell to cell. At 0 all maps are constant and nothing has a gradient: no unit
+            of that layer is active, or none of the layers before. NaN without persons or hidden
+            layers.
         """
         if len(self.layers) == 1:
             return params.new_full((), torch.nan)
@@ -278,7 +279,8 @@ class KPNet:
                 candidates.strides[some],
                 cells,
             )
-            active.append((logits > 0).any(dim=2).flatten())
+            units = logits.relu()
+            active.append((units.amax(dim=2) > units.amin(dim=2)).flatten())
         return torch.cat(active).float().mean()
 
     def chunks(self, candidates: Candidates, inputs: list[Tensor]) -> Iterator[tuple[int, slice]]:

@@ -33,7 +33,7 @@ class DivergedError(FloatingPointError):
 
 
 class DeadKPNetsError(DivergedError):
-    """No KP-Net has an active hidden unit, and none will have one again."""
+    """The hidden units of all KP-Nets are the same at every cell, and will stay so."""
 
     cure = (
         "Their maps are constant, their gradients zero: no further step would change that, while "
@@ -219,7 +219,7 @@ class TrainLoop(SimpleTrainer):
         if self.dead_steps >= DEAD_STEPS:
             raise DeadKPNetsError(
                 f"iteration {self.iter}: the KP-Nets are dead: for {DEAD_STEPS} steps no unit of "
-                "their last hidden layer has been active for any person"
+                "their last hidden layer has answered to the image, for any person"
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -321,7 +321,7 @@ def test_active_units_are_those_of_the_last_hidden_layer(num_layers: int) -> Non
         hidden = torch.cat([x.features.flatten(1).T, (cells - x.points[i]) / (8 * x.strides[i])], 1)
         for weight, bias in kp_net.split(x.params[i : i + 1])[:-1]:
             hidden = F.relu(hidden @ weight[0].T + bias[0])
-        expected.append((hidden > 0).any(dim=0).float())
+        expected.append((hidden.amax(dim=0) > hidden.amin(dim=0)).float())
     share = kp_net.active_units(*batch_of(x))
     assert 0 < share < 1
     assert share.item() == pytest.approx(torch.stack(expected).mean().item())
@@ -333,7 +333,11 @@ def test_active_units_of_dead_nets_and_of_nobody() -> None:
     last = slice(80 + 8, 80 + 8 + 64 + 8)  # weights and biases of the second layer
     x.params[:, last] = -x.params[:, last].abs()
     assert kp_net.active_units(*batch_of(x, nobody)).item() == 0
-    x.params[0, last] = 1.0  # the first person is one of the sample
+    x.params[:, last] = 1.0
+    x.params[:, :80], x.params[:, 80:88] = 0.0, -1.0  # the first layer is dead, the second constant
+    assert kp_net.active_units(*batch_of(x, nobody)).item() == 0
+    x.params[0, 80:88] = 1.0
+    x.params[0, :80] = 1.0  # the first person is one of the sample
     assert kp_net.active_units(*batch_of(x, nobody)).item() == pytest.approx(1 / 8)
     assert kp_net.active_units(*batch_of(nobody)).isnan()
     shallow = make_kp_net(num_layers=1)
