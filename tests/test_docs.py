@@ -71,6 +71,8 @@ ELSEWHERE = {
     "python tools/analyze.py": "tests/test_analyze.py::test_parts_add_up_to_the_whole",
     "python tools/benchmark_load.py": "tests/test_benchmark_load.py",
     "python tools/benchmark_draw.py": "nowhere: a benchmark that no test repeats",
+    "python tools/hold_out.py": "tests/test_hold_out.py",
+    "python tools/lite0_imagenet.py": "tests/test_lite0_imagenet.py",
     "python tools/update_model_zoo.py": "tests/test_update_model_zoo.py",
     "python tools/export.py": "tests/test_export.py::"
     "test_onnx_runtime_finds_the_poses_of_pytorch_in_thirty_images",
