@@ -177,11 +177,13 @@ def add_inspose_config(cfg: CN) -> None:
     cfg.MODEL.INSPOSE.LOSS_WEIGHT.REGRESSION = 1.0
 
     # Inference (sec. 3.4): locations with a person probability above the threshold, of these
-    # the best per image, then NMS at this IoU on the boxes around their keypoints, or on
-    # the predicted ones with the box head.
-    # TEST.DETECTIONS_PER_IMAGE poses are kept.
+    # the best per image, then NMS; TEST.DETECTIONS_PER_IMAGE poses are kept. "boxes" (the paper):
+    # at this IoU of the boxes around all keypoints, or of the predicted ones with the box head.
+    # "poses" (ours): at this similarity of the poses, see postprocess.nms_of_poses. Keypoints that
+    # are not labelled for a person often lie on a neighbour: the boxes then cover each other.
     cfg.MODEL.INSPOSE.SCORE_THRESH_TEST = 0.1
     cfg.MODEL.INSPOSE.TOPK_CANDIDATES_TEST = 500
+    cfg.MODEL.INSPOSE.NMS_TYPE_TEST = "boxes"
     cfg.MODEL.INSPOSE.NMS_THRESH_TEST = 0.6
     # Score of a pose: the geometric mean of its person probability and its mean keypoint score, the
     # latter with this weight, in [0, 1]. 0 is the person probability alone (the paper); the

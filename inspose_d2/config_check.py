@@ -116,6 +116,7 @@ OFFICIAL = {
 MODEL_CHOICES: dict[str, Sequence[str]] = {
     "MODEL.INSPOSE.UNLABELED_PERSONS": ("ignore", "background"),
     "MODEL.INSPOSE.CLS_LOSS": ("focal", "varifocal"),
+    "MODEL.INSPOSE.NMS_TYPE_TEST": ("boxes", "poses"),
     "MODEL.INSPOSE.KP_NET.BACKEND": ("auto", "torch", "grouped", "triton"),
     "INPUT.RESIZE": ("pillow", "opencv"),
 }

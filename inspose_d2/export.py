@@ -53,7 +53,12 @@ class InsPoseGraph(nn.Module):
         ((keypoints, boxes, scores, _),) = model.decode(predictions, locations, [(height, width)])
         keypoints, boxes, scores = _add_two(keypoints, boxes, scores)
         keep, _ = best_poses(
-            keypoints, boxes, scores, nms_threshold=model.nms_threshold, max_poses=model.max_poses
+            keypoints,
+            boxes,
+            scores,
+            nms_threshold=model.nms_threshold,
+            max_poses=model.max_poses,
+            sigmas=model.nms_sigmas,
         )
         # As detector_postprocess does for the eager model; it drops the two as well.
         boxes = clip_boxes_to_image(boxes, (height, width))

@@ -74,6 +74,7 @@ class InsPose(ImageModel):
         loss_weights: dict[str, float],
         score_threshold: float,
         topk_candidates: int,
+        nms_type: str,
         nms_threshold: float,
         keypoint_score_weight: float,
         max_poses: int,
@@ -100,7 +101,8 @@ class InsPose(ImageModel):
             loss_weights: weight of each loss key.
             score_threshold: lowest person probability of a candidate.
             topk_candidates: most candidates of an image.
-            nms_threshold: see :func:`select_poses`, IoU.
+            nms_type: "boxes" (the paper) or "poses", see :func:`nms_of_poses`.
+            nms_threshold: see :func:`select_poses`.
             keypoint_score_weight: of the mean keypoint score in the score of a pose, in [0, 1].
             max_poses: most poses of an image.
             pixel_mean: per channel, in the order of ``INPUT.FORMAT``.
@@ -122,6 +124,7 @@ class InsPose(ImageModel):
         self.loss_weights = loss_weights
         self.score_threshold = score_threshold
         self.topk_candidates = topk_candidates
+        self.nms_type = nms_type
         self.nms_threshold = nms_threshold
         self.keypoint_score_weight = keypoint_score_weight
         self.max_poses = max_poses
@@ -205,6 +208,7 @@ class InsPose(ImageModel):
             "loss_weights": {f"loss_{key.lower()}": w for key, w in node.LOSS_WEIGHT.items()},
             "score_threshold": node.SCORE_THRESH_TEST,
             "topk_candidates": node.TOPK_CANDIDATES_TEST,
+            "nms_type": node.NMS_TYPE_TEST,
             "nms_threshold": node.NMS_THRESH_TEST,
             "keypoint_score_weight": node.KEYPOINT_SCORE_WEIGHT_TEST,
             "max_poses": cfg.TEST.DETECTIONS_PER_IMAGE,
@@ -213,6 +217,11 @@ class InsPose(ImageModel):
             # 0.7 of the step on a CPU core; CUDA's group norm would copy it back at each layer.
             "channels_last": torch.device(cfg.MODEL.DEVICE).type == "cpu",
         }
+
+    @property
+    def nms_sigmas(self) -> Tensor | None:
+        """Sigmas (K,) for NMS of poses, None for NMS of boxes; see :func:`select_poses`."""
+        return self.oks_sigmas if self.nms_type == "poses" else None
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Compute losses in training, poses in evaluation.
@@ -422,6 +431,7 @@ class InsPose(ImageModel):
                 size,
                 nms_threshold=self.nms_threshold,
                 max_poses=self.max_poses,
+                sigmas=self.nms_sigmas,
                 locations=where if with_locations else None,
             )
             for (keypoints, boxes, scores, where), size in zip(poses, image_sizes, strict=True)

@@ -92,6 +92,7 @@ def test_packaged_configs_pass(name: str, training: bool) -> None:
         ("MODEL.INSPOSE.CONV_DIM", 40, "multiple of 32"),
         ("MODEL.FPN.OUT_CHANNELS", 48, "multiple of 32"),
         ("MODEL.INSPOSE.KP_NET.BACKEND", "cuda", "'triton'"),
+        ("MODEL.INSPOSE.NMS_TYPE_TEST", "oks", "'poses'"),
         ("MODEL.PIXEL_STD", [0.0, 1.0, 1.0], "above 0"),
         ("MODEL.PIXEL_MEAN", [1.0], "same length"),
         ("MODEL.DEVICE", "gpu", "'cuda' or 'cpu'"),

@@ -28,6 +28,7 @@ MODELS = {
     "box head": {"MODEL.INSPOSE.BOX_HEAD.ENABLED": True},
     "no disk offset": {"MODEL.INSPOSE.DISK_OFFSET.ENABLED": False},
     "stride 4": {"MODEL.INSPOSE.MAP_STRIDE": 4},
+    "NMS of poses": {"MODEL.INSPOSE.NMS_TYPE_TEST": "poses"},
 }
 
 Poses = Sequence[np.ndarray]  # in the order of OUTPUTS

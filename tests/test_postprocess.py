@@ -6,17 +6,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from inspose_d2.postprocess import boxes_of_poses, select_poses
+from inspose_d2.oks import object_keypoint_similarity
+from inspose_d2.postprocess import body_areas, boxes_of_poses, nms_of_poses, select_poses
 
 IMAGE = (100, 200)
 
 
+NMS_TYPES = pytest.mark.parametrize("nms_type", ["boxes", "poses"])
+
+
 def select(
-    keypoints: Tensor, scores: Tensor, nms_threshold: float = 0.6, max_poses: int = 100
+    keypoints: Tensor,
+    scores: Tensor,
+    nms_threshold: float = 0.6,
+    max_poses: int = 100,
+    nms_type: str = "boxes",
 ) -> Instances:
-    boxes = boxes_of_poses(keypoints)
     return select_poses(
-        keypoints, boxes, scores, IMAGE, nms_threshold=nms_threshold, max_poses=max_poses
+        keypoints,
+        boxes_of_poses(keypoints),
+        scores,
+        IMAGE,
+        nms_threshold=nms_threshold,
+        max_poses=max_poses,
+        sigmas=None if nms_type == "boxes" else torch.full(keypoints.shape[1:2], 0.1),
     )
 
 
@@ -45,10 +58,11 @@ def scored_poses(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.fault
+@NMS_TYPES
 @pytest.mark.parametrize("name", POSES)
-def test_identical_poses_become_one(name: str) -> None:
+def test_identical_poses_become_one(name: str, nms_type: str) -> None:
     scores = torch.tensor([0.2, 0.5, 0.9, 0.5, 0.3])
-    poses = select(POSES[name].repeat(5, 1, 1), scores)
+    poses = select(POSES[name].repeat(5, 1, 1), scores, nms_type=nms_type)
     assert poses.scores.tolist() == [scores.max()]
     assert poses.pred_keypoints.equal(POSES[name])
 
@@ -71,24 +85,27 @@ def test_boxes_of_a_box_head_decide_instead_of_keypoints() -> None:
     assert poses.pred_boxes.tensor.equal(boxes[:2])
 
 
-def test_poses_apart_all_stay_best_first() -> None:
+@NMS_TYPES
+def test_poses_apart_all_stay_best_first(nms_type: str) -> None:
     keypoints = torch.cat([POSES["corner"], POSES["box"], pose((100, 5), (120, 9), (110, 7))])
-    poses = select(keypoints, torch.tensor([0.4, 0.9, 0.6]))
+    poses = select(keypoints, torch.tensor([0.4, 0.9, 0.6]), nms_type=nms_type)
     torch.testing.assert_close(poses.scores, torch.tensor([0.9, 0.6, 0.4]))
     assert poses.pred_keypoints.equal(keypoints[[1, 2, 0]])
     assert poses.pred_classes.tolist() == [0, 0, 0]
     assert poses.image_size == IMAGE
 
 
-def test_max_poses_keeps_the_best() -> None:
+@NMS_TYPES
+def test_max_poses_keeps_the_best(nms_type: str) -> None:
     keypoints = torch.cat([POSES["corner"], POSES["box"], pose((100, 5), (120, 9), (110, 7))])
-    poses = select(keypoints, torch.tensor([0.4, 0.9, 0.6]), max_poses=2)
+    poses = select(keypoints, torch.tensor([0.4, 0.9, 0.6]), max_poses=2, nms_type=nms_type)
     assert poses.pred_keypoints.equal(keypoints[[1, 2]])
 
 
 @pytest.mark.fault
-def test_no_poses_give_empty_fields() -> None:
-    poses = select(torch.zeros(0, 17, 3), torch.zeros(0))
+@NMS_TYPES
+def test_no_poses_give_empty_fields(nms_type: str) -> None:
+    poses = select(torch.zeros(0, 17, 3), torch.zeros(0), nms_type=nms_type)
     assert len(poses) == 0
     assert poses.pred_boxes.tensor.shape == (0, 4)
     assert poses.scores.shape == (0,)
@@ -106,24 +123,76 @@ def test_detector_postprocess_scales_and_keeps_poses(name: str) -> None:
     assert poses.pred_keypoints.equal(POSES[name] * torch.tensor([3.0, 2.0, 1.0]))
 
 
+@NMS_TYPES
 @given(poses=scored_poses())
 def test_selection_is_sorted_and_selecting_again_changes_nothing(
-    poses: tuple[Tensor, Tensor],
+    nms_type: str, poses: tuple[Tensor, Tensor]
 ) -> None:
-    once = select(*poses)
+    once = select(*poses, nms_type=nms_type)
     assert once.scores.tolist() == sorted(once.scores.tolist(), reverse=True)
     assert once.scores[0] == poses[1].max()
-    twice = select(once.pred_keypoints, once.scores)
+    twice = select(once.pred_keypoints, once.scores, nms_type=nms_type)
     assert twice.pred_keypoints.equal(once.pred_keypoints)
     assert twice.scores.equal(once.scores)
 
 
+@NMS_TYPES
 @given(poses=scored_poses())
-def test_copies_of_all_poses_change_nothing(poses: tuple[Tensor, Tensor]) -> None:
+def test_copies_of_all_poses_change_nothing(nms_type: str, poses: tuple[Tensor, Tensor]) -> None:
     keypoints, scores = poses
-    once, doubled = select(keypoints, scores), select(keypoints.repeat(2, 1, 1), scores.repeat(2))
+    once = select(keypoints, scores, nms_type=nms_type)
+    doubled = select(keypoints.repeat(2, 1, 1), scores.repeat(2), nms_type=nms_type)
     assert doubled.pred_keypoints.equal(once.pred_keypoints)
     assert doubled.scores.equal(once.scores)
+
+
+def random_people(num_people: int, num_poses: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Poses (N, 17, 3) found near people of 30 by 80 pixels, their scores, and sigmas."""
+    random = torch.Generator().manual_seed(0)
+    people = torch.randn(num_people, 17, 2, generator=random) * torch.tensor([15.0, 40.0])
+    people += torch.rand(num_people, 1, 2, generator=random) * 300
+    found = people[torch.arange(num_poses) % num_people]
+    found = found + torch.randn(found.shape, generator=random) * 3
+    keypoints = torch.cat([found, torch.ones(num_poses, 17, 1)], dim=2)
+    return keypoints, torch.rand(num_poses, generator=random), torch.linspace(0.025, 0.1, 17)
+
+
+def test_similarity_of_poses_is_oks_with_the_smaller_area() -> None:
+    keypoints, scores, sigmas = random_people(2, 2)
+    keypoints[1, :, :2] = keypoints[0, :, :2] * 0.9 + 3
+    areas = body_areas(keypoints)
+    assert areas[1] == pytest.approx(0.81 * areas[0].item(), rel=1e-5)
+    oks = object_keypoint_similarity(keypoints[:1], keypoints[1:], areas[1:], sigmas).item()
+    assert 0.05 < oks < 0.95
+    for threshold, count in ((oks - 1e-4, 1), (oks + 1e-4, 2)):
+        assert len(nms_of_poses(keypoints, scores, sigmas, threshold, 100)) == count
+
+
+@pytest.mark.parametrize("max_poses", [7, 100])
+@pytest.mark.parametrize("threshold", [0.0, 0.2, 0.5, 1.0])
+def test_nms_of_poses_is_that_of_the_definition(threshold: float, max_poses: int) -> None:
+    keypoints, scores, sigmas = random_people(20, 60)
+    areas, expected = body_areas(keypoints), []
+    for number in scores.argsort(descending=True):
+        pair_areas = torch.minimum(areas[number], areas[expected])
+        this = keypoints[number].expand(len(expected), -1, -1)
+        oks = object_keypoint_similarity(this, keypoints[expected], pair_areas, sigmas)
+        if not (oks > threshold).any() and len(expected) < max_poses:
+            expected.append(int(number))
+    assert nms_of_poses(keypoints, scores, sigmas, threshold, max_poses).tolist() == expected
+
+
+def test_keypoints_on_a_neighbour_join_boxes_and_not_poses() -> None:
+    # Two persons 60 pixels apart; two keypoints of each lie on the other.
+    people, _, sigmas = random_people(1, 1)
+    keypoints = people.repeat(2, 1, 1)
+    keypoints[1, :, 0] += 60
+    keypoints[0, :2], keypoints[1, 15:] = keypoints[1, :2].clone(), keypoints[0, 15:].clone()
+    scores = torch.tensor([0.9, 0.8])
+    assert len(nms_of_poses(keypoints, scores, sigmas, 0.5, 100)) == 2
+    torch.testing.assert_close(
+        body_areas(keypoints), body_areas(people).repeat(2), rtol=0.5, atol=0
+    )
 
 
 @pytest.mark.fault
