@@ -111,10 +111,13 @@ def add_inspose_config(cfg: CN) -> None:
     # the first persons, else "torch". The results are the same.
     cfg.MODEL.INSPOSE.KP_NET.BACKEND = "auto"
 
-    # Image pixels per cell of keypoint maps and disk offsets: 16, 8, 4, 2 in Table 3. Where the
-    # stride of KEYPOINT_BRANCH.IN_FEATURE is another, the outputs of the keypoint feature branch
-    # and of the disk offset branch are resampled bilinearly; heatmaps keep the feature's stride.
+    # Image pixels per cell of keypoint maps and disk offsets: 16, 8, 4, 2 in Table 3. Heatmaps have
+    # the stride of KEYPOINT_BRANCH.IN_FEATURE.
     cfg.MODEL.INSPOSE.MAP_STRIDE = 8
+    # What is resampled bilinearly where MAP_STRIDE is not the stride of IN_FEATURE: "predictions",
+    # keypoint maps and disk offsets (the paper), or "features", the shared input of the KP-Nets,
+    # which then run at MAP_STRIDE, and disk offsets (ours; finer maps from nets that see more).
+    cfg.MODEL.INSPOSE.RESAMPLE = "predictions"
 
     # Keypoint feature branch, the shared input of all KP-Nets (sec. 3.2). IN_FEATURE
     # is read by the disk offset and the heatmap branch too.
@@ -129,8 +132,8 @@ def add_inspose_config(cfg: CN) -> None:
     cfg.MODEL.INSPOSE.DISK_OFFSET.ENABLED = True
     cfg.MODEL.INSPOSE.DISK_OFFSET.NUM_CONVS = 2
     cfg.MODEL.INSPOSE.DISK_OFFSET.CONV_DIM = 256
-    # R of sec. 3.3 in map cells (not given in the paper; ours): cells whose centre is
-    # within R of a keypoint learn the offset to it.
+    # R of sec. 3.3 in cells of KEYPOINT_BRANCH.IN_FEATURE, of 8 pixels, whatever MAP_STRIDE is (not
+    # given in the paper; ours): map cells whose centre is within R learn the offset to a keypoint.
     cfg.MODEL.INSPOSE.DISK_OFFSET.RADIUS = 3.0
 
     # Heatmap branch (sec. 3.4), training only: NUM_CONVS hidden and a last one to K.

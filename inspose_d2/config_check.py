@@ -115,6 +115,7 @@ OFFICIAL = {
 # Keys that name one of several things.
 MODEL_CHOICES: dict[str, Sequence[str]] = {
     "MODEL.INSPOSE.UNLABELED_PERSONS": ("ignore", "background"),
+    "MODEL.INSPOSE.RESAMPLE": ("predictions", "features"),
     "MODEL.INSPOSE.CLS_LOSS": ("focal", "varifocal"),
     "MODEL.INSPOSE.NMS_TYPE_TEST": ("boxes", "poses"),
     "MODEL.INSPOSE.KP_NET.BACKEND": ("auto", "torch", "grouped", "triton"),

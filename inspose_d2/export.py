@@ -91,13 +91,18 @@ class _KPNetAtOnce(KPNet):
         sizes: list[tuple[int, int]],
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`KPNet.peaks`; all maps are in memory at once."""
-        ((height, width),) = sizes
+        (size,) = sizes
+        shared = self.shared_input(self.crop(features[0], self.feature_size(size)))
+        logits = self.logits(params, candidates.points, candidates.strides, shared)
+        return find_peaks(self.resample(logits, size), size[1])
+
+    @staticmethod
+    def crop(maps: Tensor, size: tuple[int, int]) -> Tensor:
+        """See :meth:`KPNet.crop`."""
         # Not [:height, :width]: whether a slice is contiguous depends on the size, and asking fixes
         # the answer.
-        features = features[0].index_select(1, torch.arange(height))
-        shared = self.shared_input(features.index_select(2, torch.arange(width)))
-        logits = self.logits(params, candidates.points, candidates.strides, shared)
-        return find_peaks(logits, width)
+        maps = maps.index_select(-2, torch.arange(size[0]))
+        return maps.index_select(-1, torch.arange(size[1]))
 
 
 def export_program(model: InsPose) -> ExportedProgram:

@@ -39,12 +39,12 @@ from .target_generator import PERSON, TargetGenerator, Targets
 
 @dataclass
 class Predictions:
-    """What the network says of B images with L locations each; H, W at the maps' stride."""
+    """What the network says of B images with L locations each."""
 
     person_logits: Tensor  # (B, L)
     params_features: list[Tensor]  # per level, the input of InsPoseHead.patches_at
-    keypoint_features: Tensor  # (B, C, H, W), shared input of the KP-Nets
-    disk_offsets: Tensor | None  # (B, 2K, H, W) in cells; None without the branch
+    keypoint_features: Tensor  # (B, C, H', W'), shared input of the KP-Nets, at their stride
+    disk_offsets: Tensor | None  # (B, 2K, H, W) in cells, at the maps' stride; None without branch
     heatmap_logits: Tensor | None  # (B, K, H', W') at P3's stride; None in evaluation too
 
 
@@ -145,8 +145,10 @@ class InsPose(ImageModel):
         map_feature = shapes[node.KEYPOINT_BRANCH.IN_FEATURE]
         _check_map_stride(node.MAP_STRIDE, map_feature.stride, backbone.size_divisibility)
         map_scale = map_feature.stride / node.MAP_STRIDE
+        resamples_maps = node.RESAMPLE == "predictions"
         kp_net = KPNet(
-            stride=node.MAP_STRIDE,
+            stride=map_feature.stride if resamples_maps else node.MAP_STRIDE,
+            map_stride=node.MAP_STRIDE,
             feature_channels=node.KEYPOINT_BRANCH.OUT_CHANNELS,
             channels=node.KP_NET.CHANNELS,
             num_layers=node.KP_NET.NUM_LAYERS,
@@ -178,7 +180,11 @@ class InsPose(ImageModel):
             ),
             "kp_net": kp_net,
             "keypoint_branch": KeypointFeatureBranch(
-                **branch_args(node.KEYPOINT_BRANCH, node.KEYPOINT_BRANCH.OUT_CHANNELS, map_scale)
+                **branch_args(
+                    node.KEYPOINT_BRANCH,
+                    node.KEYPOINT_BRANCH.OUT_CHANNELS,
+                    1 if resamples_maps else map_scale,
+                )
             ),
             "disk_offset_branch": DiskOffsetBranch(
                 **branch_args(node.DISK_OFFSET, 2 * k, map_scale)
@@ -196,7 +202,7 @@ class InsPose(ImageModel):
                 center_sampling_radius=node.CENTER_SAMPLING_RADIUS,
                 sizes_of_interest=node.SIZES_OF_INTEREST,
                 ignore_unlabeled=node.UNLABELED_PERSONS == "ignore",
-                disk_radius=node.DISK_OFFSET.RADIUS,
+                disk_radius=node.DISK_OFFSET.RADIUS * map_feature.stride,
                 heatmap_min_overlap=node.HEATMAP.MIN_OVERLAP,
             ),
             "in_features": node.IN_FEATURES,
@@ -268,7 +274,7 @@ class InsPose(ImageModel):
         locations: Locations,  # noqa: ARG002  other architectures need them
         candidates: Candidates,
         image_size: tuple[int, int],
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """Give what the KP-Nets of N locations of a single image take.
 
         Args:
@@ -278,12 +284,13 @@ class InsPose(ImageModel):
             image_size: (H, W) of the image without padding, pixels.
 
         Returns:
-            (N, P) parameters and (C, H, W) shared features.
+            (N, P) parameters, (C, H, W) shared features and the size (H, W) of the maps.
         """
         patches = self.head.patches_at(predictions.params_features, candidates)
-        height, width = map_size(image_size, self.kp_net.stride)
+        maps = map_size(image_size, self.kp_net.map_stride)
+        height, width = self.kp_net.feature_size(maps)
         features = predictions.keypoint_features[0, :, :height, :width]
-        return self.head.predict_params(patches), features
+        return self.head.predict_params(patches), features, maps
 
     def predict(self, images: Tensor) -> Predictions:
         """Run all that depends on no person: backbone, heads and branches.
@@ -329,8 +336,7 @@ class InsPose(ImageModel):
             finite and reach every parameter, with no person in the batch too.
         """
         features = predictions.keypoint_features
-        map_shape = (features.shape[2], features.shape[3])
-        targets = self.target_generator(instances, locations, map_shape)
+        targets = self.target_generator(instances, locations, self.kp_net.map_size(features))
         patches = self.head.patches_at(predictions.params_features, targets.positives)
         params = self.head.predict_params(patches)
         boxes = self.head.predict_boxes(patches, targets.positives)
@@ -494,7 +500,7 @@ class InsPose(ImageModel):
         Returns:
             Per image keypoints (n, K, 3): x, y in pixels of the network input, score.
         """
-        stride, offsets = self.kp_net.stride, predictions.disk_offsets
+        stride, offsets = self.kp_net.map_stride, predictions.disk_offsets
         sizes = [map_size(size, stride) for size in image_sizes]
         features = predictions.keypoint_features
         cells, scores = self.kp_net.peaks(params, candidates, features, sizes)

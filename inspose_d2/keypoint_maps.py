@@ -63,10 +63,11 @@ def keypoint_maps_of(
     poses.remove("pred_locations")
     points, strides = locations.points[index], locations.strides[index]
     candidates = Candidates(torch.zeros_like(index), index, points, strides, [len(index)])
-    params, features = model.kp_net_inputs(predictions, locations, candidates, size)
-    logits = model.kp_net.logits(params, points, strides, model.kp_net.shared_input(features))
+    params, features, maps = model.kp_net_inputs(predictions, locations, candidates, size)
+    net, stride = model.kp_net, model.kp_net.map_stride
+    logits = net.logits(params, points, strides, net.shared_input(features))
     return KeypointMaps(
         poses,
-        logits.softmax(dim=2).unflatten(2, features.shape[1:]),
-        (model.kp_net.stride * asked[1] / size[1], model.kp_net.stride * asked[0] / size[0]),
+        net.resample(logits, maps).softmax(dim=2).unflatten(2, maps),
+        (stride * asked[1] / size[1], stride * asked[0] / size[0]),
     )

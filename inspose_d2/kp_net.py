@@ -47,16 +47,19 @@ class KPNet:
         channels: int,
         num_layers: int,
         num_keypoints: int,
+        map_stride: int | None = None,
         backend: str = "auto",
     ) -> None:
         """Fix the layer widths.
 
         Args:
-            stride: image pixels per cell of the shared features and the maps.
+            stride: image pixels per cell of the shared features, where the KP-Nets run.
             feature_channels: channels of the shared features.
             channels: channels between the layers.
             num_layers: depth, at least 1.
             num_keypoints: K, the maps at the end.
+            map_stride: image pixels per cell of the maps. Where it is not ``stride``, the maps are
+                resampled bilinearly (Table 3).
             backend: "torch" runs matrix products, "grouped" grouped convolutions, "triton" fused
                 kernels in :meth:`peaks` and :meth:`log_probs`; "auto" takes these on CUDA devices
                 that can run them, else matrix products.
@@ -72,12 +75,18 @@ class KPNet:
             raise ValueError(
                 f"MODEL.INSPOSE.KP_NET.BACKEND must be one of {BACKENDS}, got {backend!r}"
             )
+        self.stride = stride
+        self.map_stride = map_stride or stride
+        if backend == "triton" and self.map_stride != stride:
+            raise ValueError(
+                "MODEL.INSPOSE.KP_NET.BACKEND is 'triton', whose kernels do not resample maps: set "
+                "it to 'auto' or 'torch', or MODEL.INSPOSE.RESAMPLE to 'features'"
+            )
         self.widths = (feature_channels + 2, *[channels] * (num_layers - 1), num_keypoints)
         self.layers = list(itertools.pairwise(self.widths))
         self.backend = backend
         self.num_params = sum(n_in * n_out + n_out for n_in, n_out in self.layers)
         self.num_keypoints = num_keypoints
-        self.stride = stride
 
     def split(self, params: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Cut parameter vectors into layers.
@@ -116,8 +125,8 @@ class KPNet:
             features: (C, H, W) shared features of the image.
 
         Returns:
-            (N, K, H, W) keypoint maps (logits). :meth:`logits` is equal, and faster with matrix
-            products.
+            (N, K, H, W) keypoint maps (logits) before :meth:`resample`. :meth:`logits` is equal,
+            and faster with matrix products.
         """
         size = features.shape[1], features.shape[2]
         cells = compute_locations(size, self.stride, features.device)
@@ -159,7 +168,7 @@ class KPNet:
             shared: (C + 2, H*W) from :meth:`shared_input`.
 
         Returns:
-            (N, K, H*W) keypoint maps, float32 even under autocast.
+            (N, K, H*W) keypoint maps before :meth:`resample`, float32 even under autocast.
         """
         # Coordinates up to the image's width lose too much in half precision.
         with torch.autocast(shared.device.type, enabled=False):
@@ -174,6 +183,40 @@ class KPNet:
             for weight, bias in others:
                 x = torch.baddbmm(bias[..., None], weight, x.relu_())
         return x
+
+    def map_size(self, features: Tensor) -> tuple[int, int]:
+        """Size of the maps that are made from whole features (..., H, W)."""
+        height, width = (n * self.stride // self.map_stride for n in features.shape[-2:])
+        return height, width
+
+    def feature_size(self, map_size: tuple[int, int]) -> tuple[int, int]:
+        """Size of the part of the shared features that maps of a size (H, W) are made from."""
+        height, width = (n * self.map_stride + self.stride - 1 for n in map_size)
+        return height // self.stride, width // self.stride
+
+    def resample(self, logits: Tensor, map_size: tuple[int, int]) -> Tensor:
+        """Bring keypoint maps to their stride.
+
+        Corners stay in place: a cell of stride s is still the square [i*s, (i+1)*s) of the image.
+        At half the resolution it is the mean of four cells.
+
+        Args:
+            logits: (N, K, h*w) from :meth:`logits`, (h, w) being :meth:`feature_size`.
+            map_size: (H, W).
+
+        Returns:
+            (N, K, H*W).
+        """
+        if self.map_stride == self.stride:
+            return logits
+        maps = logits.unflatten(2, self.feature_size(map_size))
+        maps = F.interpolate(maps, scale_factor=self.stride / self.map_stride, mode="bilinear")
+        return self.crop(maps, map_size).flatten(2)
+
+    @staticmethod
+    def crop(maps: Tensor, size: tuple[int, int]) -> Tensor:
+        """Keep the first rows and columns of maps (..., H, W)."""
+        return maps[..., : size[0], : size[1]]
 
     def peaks(
         self,
@@ -207,13 +250,14 @@ class KPNet:
         cells = torch.empty_like(scores, dtype=torch.int64)
         inputs = [
             self.shared_input(features[image, :, :height, :width])
-            for image, (height, width) in enumerate(sizes)
+            for image, (height, width) in enumerate(map(self.feature_size, sizes))
         ]
         for image, chunk in self.chunks(candidates, inputs):
             logits = self.logits(
                 params[chunk], candidates.points[chunk], candidates.strides[chunk], inputs[image]
             )
             height, width = sizes[image]
+            logits = self.resample(logits, (height, width))
             cells[chunk], scores[chunk] = find_peaks(logits, width * math.gcd(height, 4))
         return cells, scores
 
@@ -229,7 +273,7 @@ class KPNet:
             params: (N, P) parameters.
             candidates: the N locations that they come from.
             features: (B, C, H, W) shared features of the batch.
-            cells: (N, K) int64, row * W + column.
+            cells: (N, K) int64, row * width + column of the maps.
 
         Returns:
             (N, K) float32.
@@ -295,7 +339,8 @@ class KPNet:
         """
         for image, (own, shared) in enumerate(zip(candidates.slices(), inputs, strict=True)):
             budget = MAPS_BYTES["cuda" if shared.is_cuda else "cpu"]
-            size = max(1, budget // (4 * self.num_keypoints * shared.shape[1]))
+            cells = shared.shape[1] * max(1, self.stride / self.map_stride) ** 2
+            size = max(1, int(budget / (4 * self.num_keypoints * cells)))
             for start in range(own.start, own.stop, size):
                 yield image, slice(start, min(start + size, own.stop))
 
@@ -310,6 +355,8 @@ class KPNet:
         ):
             return None
         if self.backend == "auto" and max(self.widths[:-1]) > MAX_FUSED_WIDTH:
+            return None
+        if self.map_stride != self.stride:  # the kernels do not resample
             return None
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # for tests: anywhere, slowly
         kernels, problem = _triton_kernels(features.device, interpreted)
@@ -391,11 +438,13 @@ class _LogProbs(torch.autograd.Function):
         ctx.save_for_backward(params, features, cells)
         ctx.kp_net, ctx.candidates = kp_net, candidates
         inputs = [kp_net.shared_input(x) for x in features]
+        size = kp_net.map_size(features)
         log_probs = params.new_empty(cells.shape)
         for image, chunk in kp_net.chunks(candidates, inputs):
             logits = kp_net.logits(
                 params[chunk], candidates.points[chunk], candidates.strides[chunk], inputs[image]
             )
+            logits = kp_net.resample(logits, size)
             at_cells = logits.log_softmax(dim=2).gather(2, cells[chunk][..., None])
             log_probs[chunk] = at_cells[..., 0]
         return log_probs
@@ -406,6 +455,7 @@ class _LogProbs(torch.autograd.Function):
         params, features, cells = ctx.saved_tensors
         kp_net, candidates = ctx.kp_net, ctx.candidates
         inputs = [kp_net.shared_input(x).requires_grad_() for x in features]
+        size = kp_net.map_size(features)
         grad_params, grad_features = torch.zeros_like(params), torch.zeros_like(features)
         for image, chunk in kp_net.chunks(candidates, inputs):
             own_params, own_grad = params[chunk].requires_grad_(), grad[chunk][..., None]
@@ -413,6 +463,7 @@ class _LogProbs(torch.autograd.Function):
                 logits = kp_net.logits(
                     own_params, candidates.points[chunk], candidates.strides[chunk], inputs[image]
                 )
+                logits = kp_net.resample(logits, size)
             # Of a log-softmax: one-hot minus softmax.
             grad_logits = logits.detach().softmax(dim=2).mul_(-own_grad)
             grad_logits.scatter_add_(2, cells[chunk][..., None], own_grad)

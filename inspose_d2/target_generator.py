@@ -73,7 +73,7 @@ class TargetGenerator:
             sizes_of_interest: the same, in pixels.
             ignore_unlabeled: whether the boxes of those who are not to be found (crowds too)
                 are left out of the classification loss.
-            disk_radius: see :func:`encode_disk_offsets`, in cells.
+            disk_radius: see :func:`encode_disk_offsets`, but in image pixels.
             heatmap_min_overlap: see :func:`encode_heatmaps`.
         """
         self.num_keypoints = num_keypoints
@@ -108,7 +108,9 @@ class TargetGenerator:
         labels = torch.stack([x.labels for x in persons])
         height, width = (n * self.map_stride // self.heatmap_stride for n in map_size)
         disks = [
-            encode_disk_offsets(x.keypoints, self.map_stride, map_size, self.disk_radius)
+            encode_disk_offsets(
+                x.keypoints, self.map_stride, map_size, self.disk_radius / self.map_stride
+            )
             for x in persons
         ]
         heatmaps = [

@@ -1,5 +1,6 @@
 """The exported graph against the model that it was made of; the files are written in slow tests."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 
 from inspose_d2 import InsPose, get_model
-from inspose_d2.export import OUTPUTS, InsPoseGraph, export_program
+from inspose_d2.export import OUTPUTS, InsPoseGraph, export_onnx, export_program
 
 ROOT = Path(__file__).parent.parent
 CONFIG, WEIGHTS = "quick/synthetic_people_tiny", "synthetic_people_tiny"
@@ -27,8 +28,10 @@ MODELS = {
     "paper": {},
     "box head": {"MODEL.INSPOSE.BOX_HEAD.ENABLED": True},
     "no disk offset": {"MODEL.INSPOSE.DISK_OFFSET.ENABLED": False},
-    "stride 4": {"MODEL.INSPOSE.MAP_STRIDE": 4},
     "NMS of poses": {"MODEL.INSPOSE.NMS_TYPE_TEST": "poses"},
+    "maps at 1/4": {"MODEL.INSPOSE.MAP_STRIDE": 4},
+    "maps at 1/16": {"MODEL.INSPOSE.MAP_STRIDE": 16},
+    "features at 1/4": {"MODEL.INSPOSE.MAP_STRIDE": 4, "MODEL.INSPOSE.RESAMPLE": "features"},
 }
 
 Poses = Sequence[np.ndarray]  # in the order of OUTPUTS
@@ -194,6 +197,18 @@ def test_onnx_runtime_finds_the_poses_of_pytorch_in_small_images(
     record = DatasetCatalog.get("synthetic_people_val")[0]
     images = (resized(record["file_name"], size) for size in SMALL_SIZES)
     assert compare_with_onnx(trained, onnx_file, images) > 0
+
+
+@pytest.mark.slow
+def test_onnx_runtime_resamples_maps(trained: InsPose, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
+    # Weights do not depend on the stride of the maps; only offsets, in cells, are half too small.
+    model = copy.deepcopy(trained)
+    model.kp_net.map_stride, model.disk_offset_branch.scale = 4, 2
+    export_onnx(model, tmp_path / "model.onnx")
+    record = DatasetCatalog.get("synthetic_people_val")[0]
+    images = (resized(record["file_name"], size) for size in [*SIZES, *SMALL_SIZES])
+    assert compare_with_onnx(model, tmp_path / "model.onnx", images) > 0
 
 
 @pytest.mark.slow

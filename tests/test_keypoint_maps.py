@@ -43,6 +43,20 @@ def test_maps_are_those_that_the_poses_were_read_from(model: InsPose) -> None:
     assert peaks.allclose(ordinary.pred_keypoints[chosen][..., 2], atol=1e-5)
 
 
+@pytest.mark.parametrize(("stride", "size"), [(16, (6, 5)), (4, (23, 19))])
+def test_maps_of_another_stride_are_those_that_the_poses_were_read_from(
+    model: InsPose, stride: int, size: tuple[int, int]
+) -> None:
+    model.kp_net.map_stride = stride
+    model.disk_offset_branch = None
+    result = keypoint_maps_of(model, INPUTS, [1])
+    assert result.probs.shape == (1, 17, *size)
+    assert result.cell == (stride * 225 / 75, stride * 180 / 90)
+    assert result.probs.sum(dim=(2, 3)).allclose(torch.ones(1, 17))
+    peaks = result.probs.amax(dim=(2, 3))
+    assert peaks.allclose(result.poses.pred_keypoints[..., 2], atol=1e-5)
+
+
 def test_cells_are_in_pixels_of_the_asked_size(model: InsPose) -> None:
     model.disk_offset_branch = None  # keypoints are then the centres of cells
     result = keypoint_maps_of(model, INPUTS, [0, 1])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from inspose_d2 import kp_net as kp_net_module
 from inspose_d2.candidates import Candidates
-from inspose_d2.geometry import compute_locations, coordinate_scale
+from inspose_d2.geometry import compute_locations, coordinate_scale, map_size
 from inspose_d2.kp_net import KPNet
 
 HEIGHT, WIDTH = 5, 7
@@ -28,9 +28,12 @@ class Input(NamedTuple):
     features: Tensor
 
 
-def make_kp_net(num_layers: int = 3, num_keypoints: int = 17) -> KPNet:
+def make_kp_net(
+    num_layers: int = 3, num_keypoints: int = 17, map_stride: int | None = None
+) -> KPNet:
     return KPNet(
         stride=8,
+        map_stride=map_stride,
         feature_channels=8,
         channels=8,
         num_layers=num_layers,
@@ -38,13 +41,15 @@ def make_kp_net(num_layers: int = 3, num_keypoints: int = 17) -> KPNet:
     )
 
 
-def make_input(kp_net: KPNet, n: int, seed: int = 0) -> Input:
+def make_input(
+    kp_net: KPNet, n: int, seed: int = 0, size: tuple[int, int] = (HEIGHT, WIDTH)
+) -> Input:
     generator = torch.Generator().manual_seed(seed)
     return Input(
         0.5 * torch.randn(n, kp_net.num_params, generator=generator),
-        torch.rand(n, 2, generator=generator) * 8 * torch.tensor([WIDTH, HEIGHT]),
+        torch.rand(n, 2, generator=generator) * 8 * torch.tensor(size).flip(0),
         2.0 ** torch.randint(3, 8, (n,), generator=generator),
-        torch.randn(8, HEIGHT, WIDTH, generator=generator),
+        torch.randn(8, *size, generator=generator),
     )
 
 
@@ -273,6 +278,101 @@ def test_log_probs_and_gradients_equal_those_of_the_definition(
     expected_gradients = torch.autograd.grad((expected * weight).sum(), inputs)
     for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, expected_gradient, atol=1e-4, rtol=1e-3)
+
+
+def resampled_by_definition(kp_net: KPNet, x: Input) -> Tensor:
+    """Whole maps of a grouped convolution in float64, resampled at once: (N, K, H, W)."""
+    maps = kp_net.maps_by_grouped_convolution(*[part.double() for part in x])
+    scale = kp_net.stride / kp_net.map_stride
+    return F.interpolate(maps, scale_factor=scale, mode="bilinear")
+
+
+@pytest.mark.parametrize("map_stride", [2, 4, 16])
+def test_resampled_log_probs_and_gradients_equal_those_of_the_definition(
+    map_stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kp_net = make_kp_net(map_stride=map_stride)
+    images = [make_input(kp_net, n, seed=n, size=(6, 8)) for n in (5, 0, 1)]
+    batch = batch_of(*images)
+    num_cells = 6 * 8 * 64 // map_stride**2
+    # Two persons at a time, or their maps at stride 8 where these are the larger ones.
+    monkeypatch.setitem(kp_net_module.MAPS_BYTES, "cpu", 2 * 4 * 17 * max(num_cells, 48))
+    inputs = [shared[:, :48] for shared in map(kp_net.shared_input, batch.features)]
+    chunks = [(i, own.stop - own.start) for i, own in kp_net.chunks(batch.candidates, inputs)]
+    assert chunks == [(0, 2), (0, 2), (0, 1), (2, 1)]
+
+    inputs = batch.params.requires_grad_(), batch.features.requires_grad_()
+    cells = torch.randint(num_cells, (6, 17), generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(6, 17, generator=torch.Generator().manual_seed(1))
+    log_probs = kp_net.log_probs(*batch, cells)
+    assert log_probs.shape == (6, 17)
+    gradients = torch.autograd.grad((log_probs * weight).sum(), inputs)
+
+    points, strides = batch.candidates.points, batch.candidates.strides
+    parts = []
+    for image, own in ((0, slice(0, 5)), (2, slice(5, 6))):
+        x = Input(inputs[0][own], points[own], strides[own], inputs[1][image])
+        maps = resampled_by_definition(kp_net, x).flatten(2)
+        parts.append(maps.log_softmax(dim=2).gather(2, cells[own, :, None])[..., 0])
+    expected = torch.cat(parts)
+    torch.testing.assert_close(log_probs, expected.float(), atol=1e-4, rtol=1e-4)
+    expected_gradients = torch.autograd.grad((expected * weight).sum(), inputs)
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("map_stride", [2, 4, 16])
+def test_resampled_peaks_are_those_of_the_maps_without_their_padding(
+    map_stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kp_net = make_kp_net(map_stride=map_stride)
+    monkeypatch.setitem(kp_net_module.MAPS_BYTES, "cpu", 1)  # a person at a time
+    images = [make_input(kp_net, n, seed=n, size=(6, 8)) for n in (3, 5)]
+    image_size = (35, 52)  # of the first, in pixels; 16 divides neither, nor 8
+    sizes = [map_size(image_size, map_stride), (48 // map_stride, 64 // map_stride)]
+    cells, scores = kp_net.peaks(*batch_of(*images), sizes)
+    # Features of the cells that the image touches, or half touches at 1/16.
+    feature_sizes = [(6, 8) if map_stride == 16 else (5, 7), (6, 8)]
+    start = 0
+    for x, size, (height, width) in zip(images, sizes, feature_sizes, strict=True):
+        x = x._replace(features=x.features[:, :height, :width])
+        maps = resampled_by_definition(kp_net, x)[..., : size[0], : size[1]].flatten(2)
+        probs, own = maps.softmax(dim=2).float(), slice(start, start + len(maps))
+        # At the border of an enlarged map neighbours are equal; which is first, rounding says.
+        at_cells = probs.gather(2, cells[own, :, None])[..., 0]
+        torch.testing.assert_close(at_cells, probs.amax(dim=2), atol=0, rtol=1e-5)
+        torch.testing.assert_close(scores[own], probs.amax(dim=2))
+        start = own.stop
+    assert start == 8
+
+
+def test_map_of_half_the_resolution_is_the_mean_of_four_cells() -> None:
+    # Depth 1: the only map is feature 0.
+    kp_net = make_kp_net(num_layers=1, num_keypoints=1, map_stride=16)
+    features = torch.arange(24.0).view(4, 6).expand(8, 4, 6)
+    params = torch.zeros(1, kp_net.num_params)
+    params[0, 0] = 1
+    x = Input(params, torch.zeros(1, 2), torch.ones(1), features)
+    logits = kp_net.logits(*x[:3], kp_net.shared_input(features))
+    # (0 + 1 + 6 + 7) / 4, ..., two more to the right, twelve more below.
+    expected = [3.5, 5.5, 7.5, 15.5, 17.5, 19.5]
+    assert kp_net.resample(logits, (2, 3)).flatten().tolist() == expected
+
+
+def test_kernels_do_not_resample() -> None:
+    kp_net = make_kp_net(map_stride=4)
+    kp_net.backend = "auto"
+    assert kp_net._kernels(torch.zeros(1, device="meta")) is None
+    with pytest.raises(ValueError, match=r"do not resample maps: set it to 'auto' or 'torch'"):
+        KPNet(
+            stride=8,
+            map_stride=4,
+            feature_channels=8,
+            channels=8,
+            num_layers=3,
+            num_keypoints=17,
+            backend="triton",
+        )
 
 
 def test_log_probs_by_hand() -> None:

@@ -21,6 +21,7 @@ from inspose_d2.data.synthetic import (
     MIN_VISIBLE_KEYPOINTS,
     NUM_PARTS,
     Blob,
+    build_noisy_people,
     build_synthetic_people,
     make_image,
     paint_labels,
@@ -30,6 +31,10 @@ from inspose_d2.data.synthetic import (
 )
 
 SIZE = 160
+COCO_SIGMAS = (  # of cocodataset.org/#keypoints-eval
+    *(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062),
+    *(0.107, 0.107, 0.087, 0.087, 0.089, 0.089),
+)
 
 
 @pytest.fixture(scope="module")
@@ -323,7 +328,8 @@ def test_unknown_split_is_refused(tmp_path):
 
 def test_registered_sets_are_built_when_first_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "SPLITS", {"train": 3, "val": 2, "holdout": 1})
-    for name in (f"synthetic_people_{split}" for split in ("train", "val", "holdout")):
+    for split in ("train", "val", "holdout", "train_noisy"):
+        name = f"synthetic_people_{split}"
         monkeypatch.delitem(DatasetCatalog.data, name)
         monkeypatch.delitem(MetadataCatalog.data, name)
     register_synthetic_people(str(tmp_path))
@@ -335,6 +341,8 @@ def test_registered_sets_are_built_when_first_asked_for(tmp_path, monkeypatch):
     assert len(DatasetCatalog.get("synthetic_people_holdout")) == 1
     records = DatasetCatalog.get("synthetic_people_train")
     assert [cv2.imread(record["file_name"]) is not None for record in records] == [True] * 3
+    noisy = DatasetCatalog.get("synthetic_people_train_noisy")
+    assert [x["file_name"] for x in noisy] == [x["file_name"] for x in records]
     assert metadata.evaluator_type == "coco"
     assert metadata.thing_classes == ["person"]
     assert metadata.keypoint_names == KEYPOINT_NAMES
@@ -350,3 +358,29 @@ def test_command_line_writes_a_set_and_a_preview(tmp_path, monkeypatch):
     synthetic.main()
     assert cv2.imread(str(preview)).shape == (4 * 2 * SIZE, 4 * 2 * SIZE, 3)
     assert len(list((tmp_path / "synthetic_people" / "val").iterdir())) == 2
+
+
+def test_noisy_keypoints_are_as_far_off_as_those_of_cocos_annotators(tmp_path, monkeypatch):
+    monkeypatch.setitem(synthetic.SPLITS, "train", 16)
+    noisy_file = build_noisy_people(tmp_path)
+    assert noisy_file.name == "person_keypoints_train_noisy.json"
+    noisy, clean = (
+        json.loads(path.read_text())
+        for path in (noisy_file, build_synthetic_people(tmp_path, "train"))
+    )
+    people = list(zip(noisy.pop("annotations"), clean.pop("annotations"), strict=True))
+    assert noisy == clean  # pictures and all else
+    errors = []
+    for person, true_person in people:
+        found, truth = (np.array(x.pop("keypoints")).reshape(17, 3) for x in (person, true_person))
+        assert person == true_person
+        labelled = truth[:, 2] > 0
+        assert np.array_equal(found[:, 2], truth[:, 2])
+        assert not found[~labelled].any()
+        assert found.min() >= 0
+        square = ((found - truth)[:, :2] ** 2).sum(axis=1) / true_person["area"]
+        errors.extend((square / np.array(COCO_SIGMAS) ** 2)[labelled])
+    # E[d^2 / area] is sigma^2, but for the keypoints that are kept inside the image.
+    assert np.mean(errors) == pytest.approx(1, abs=0.15)
+    text = noisy_file.read_bytes()
+    assert build_noisy_people(tmp_path).read_bytes() == text

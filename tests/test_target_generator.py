@@ -40,7 +40,7 @@ def generator(**others: Any) -> TargetGenerator:
         "center_sampling_radius": 1.5,
         "sizes_of_interest": [64, 128, 256, 512],
         "ignore_unlabeled": True,
-        "disk_radius": 3.0,
+        "disk_radius": 24.0,
         "heatmap_min_overlap": 0.7,
     }
     return TargetGenerator(**{**arguments, **others})

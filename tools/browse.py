@@ -201,7 +201,7 @@ def targets_of(model: InsPose, inputs: dict[str, Any]) -> tuple[Targets, Locatio
     sizes = [map_size((height, width), stride) for stride in model.strides]
     locations = Locations.of([torch.zeros(1, 1, *size) for size in sizes], model.strides)
     targets = model.target_generator(
-        [inputs["instances"]], locations, map_size((height, width), model.kp_net.stride)
+        [inputs["instances"]], locations, map_size((height, width), model.kp_net.map_stride)
     )
     return targets, locations
 
@@ -220,7 +220,7 @@ def data_section(
         "positive locations and regions left out": draw_locations(image, targets, locations, zoom),
     }
     if model.disk_offset_branch is not None:
-        stride = model.kp_net.stride
+        stride = model.kp_net.map_stride
         pictures["disk offsets"] = draw_disks(image, targets, stride, zoom)
     if model.heatmap_branch is not None:
         cell = zoom * model.target_generator.heatmap_stride

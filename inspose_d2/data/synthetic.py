@@ -504,6 +504,41 @@ def build_synthetic_people(
     return json_file
 
 
+def build_noisy_people(root: str | os.PathLike[str]) -> Path:
+    """Write the annotations of "train" once more, as imprecise as those of COCO's annotators.
+
+    COCO's OKS sigmas are how far annotators of the same picture are apart: sigma^2 = E[d^2 / area].
+    So each labelled keypoint is moved by a normal distribution of that width, a few pixels, but
+    stays inside the image. Pictures, boxes and areas are those of "train", which is built if need
+    be.
+
+    Args:
+        root: folder of data sets.
+
+    Returns:
+        `<root>/synthetic_people/annotations/person_keypoints_train_noisy.json`.
+    """
+    from pycocotools.cocoeval import Params
+
+    sigmas = Params("keypoints").kpt_oks_sigmas
+    coco = json.loads(build_synthetic_people(root, "train").read_text())
+    sizes = {image["id"]: (image["width"], image["height"]) for image in coco["images"]}
+    rng = np.random.default_rng(coco["info"]["seed"])
+    for person in coco["annotations"]:
+        keypoints = np.array(person["keypoints"]).reshape(NUM_KEYPOINTS, 3)
+        width = sigmas * (person["area"] / 2) ** 0.5  # of x and of y, pixels
+        xy = keypoints[:, :2] + rng.normal(size=(NUM_KEYPOINTS, 2)) * width[:, None]
+        xy = xy.clip(0, np.subtract(sizes[person["image_id"]], 1)).round(2)
+        keypoints[:, :2] = np.where(keypoints[:, 2:] > 0, xy, 0)
+        person["keypoints"] = keypoints.ravel().tolist()
+    folder = Path(root) / "synthetic_people" / "annotations"
+    json_file, partial = (folder / f"person_keypoints_train_noisy.{x}" for x in ("json", "partial"))
+    with file_lock(str(json_file)):
+        partial.write_text(json.dumps(coco))
+        partial.replace(json_file)
+    return json_file
+
+
 def _write_split(
     folder: Path, split: str, json_file: Path, info: dict[str, Any], num_workers: int
 ) -> None:

@@ -261,9 +261,10 @@ class InsPoseOfficial(ImageModel):
         locations: Locations,
         candidates: Candidates,
         image_size: tuple[int, int],  # noqa: ARG002  maps reach into the padding here
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """See :meth:`InsPose.kp_net_inputs`."""
         params = self.head.predict_params(
             predictions.pyramid, predictions.poses, locations, candidates
         )
-        return params, self.keypoint_branch(predictions.pyramid[0])[0]
+        features = self.keypoint_branch(predictions.pyramid[0])[0]
+        return params, features, self.kp_net.map_size(features)
