@@ -56,6 +56,13 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="inspose_d2", abbrev_name="inspose_d2")
+    num_workers = comm.get_world_size()
+    if num_workers > 1 and comm.is_main_process() and torch.device(cfg.MODEL.DEVICE).type == "cpu":
+        logger.warning(
+            "%d workers share the CPUs: that is meant for small configs such as those of "
+            "configs/quick; the others need GPUs",
+            num_workers,
+        )
     return cfg
 
 
@@ -105,6 +112,12 @@ def launch_workers(args: argparse.Namespace) -> None:
             if worker.pid:
                 os.kill(worker.pid, signum)
 
+    num_gpus = torch.cuda.device_count()
+    if 0 < num_gpus < args.num_gpus:
+        sys.stderr.write(
+            f"train_net.py: --num-gpus is {args.num_gpus}, but this machine has {num_gpus} GPUs\n"
+        )
+        sys.exit(2)
     if args.num_gpus > 1:
         load_config(args)  # once, or each worker would complain
         for signum in STOPPING:

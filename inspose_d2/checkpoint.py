@@ -23,6 +23,8 @@ from detectron2.utils import comm
 from fvcore.common.checkpoint import _filter_reused_missing_keys
 from torch import nn
 
+from .workers import on_one_worker
+
 LAST, BEST, DIVERGED = "last_checkpoint", "model_best", "_diverged.pth"
 TEMPORARY = ".tmp"
 NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -166,9 +168,12 @@ class InsPoseCheckpointer(DetectionCheckpointer):
         Raises:
             NoValidCheckpoint: there are checkpoints, but none is valid.
             CheckpointError: as in `load`.
+            WorkersEnd: of several workers the first one cannot get the file.
         """
         last = self._choose() if resume else ""
         self._resumed = bool(last)
+        if last or path:
+            on_one_worker(lambda: self._require_file(last or path))
         if last:
             return self.load(last)
         return self.load(path, checkpointables=[], strict=strict)

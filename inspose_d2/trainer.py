@@ -32,7 +32,7 @@ from torch import nn
 
 from .checkpoint import BestCheckpointer, CheckpointError, InsPoseCheckpointer
 from .config_check import check_config, doubt_about_sizes
-from .data.annotations import check_annotations
+from .data.annotations import check_annotations, in_memory
 from .data.dataset_mapper import InsPoseDatasetMapper
 from .data.keypoint_sets import register_datasets
 from .data.train_loader import TrainingBatches, build_train_loader, mix
@@ -41,6 +41,7 @@ from .evaluation import InsPoseEvaluator
 from .signals import Interrupted, StopRequest
 from .test_time_augmentation import InsPoseWithTTA
 from .train_loop import DivergedError, TrainLoop, explain
+from .workers import on_one_worker
 
 MAX_WARMUP = 5  # one in so many steps, at most, warms up
 OURS = ("InsPose", "InsPoseOfficial")  # architectures; others are peers
@@ -78,6 +79,8 @@ class Trainer(DefaultTrainer):
 
         Raises:
             ConfigError: see :func:`register_datasets` and :func:`check_config`.
+            WorkersEnd: of several workers the first one cannot build the model, or refuses the
+                annotations.
         """
         register_datasets(cfg)
         check_config(cfg)
@@ -91,7 +94,8 @@ class Trainer(DefaultTrainer):
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.last_step = -1
         self.stop = StopRequest()
-        model = self.build_model(cfg)
+        # The first one may have to download weights.
+        model = on_one_worker(lambda: self.build_model(cfg)) or self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
 
@@ -341,21 +345,23 @@ class Trainer(DefaultTrainer):
                 "DATALOADER.SAMPLER_TRAIN must be 'TrainingSampler', the one whose order can be "
                 f"resumed, got {cfg.DATALOADER.SAMPLER_TRAIN!r}"
             )
-        for name in cfg.DATASETS.TRAIN:
-            cls.check_dataset(cfg, name)
+        checked = {name: cls.check_dataset(cfg, name) for name in cfg.DATASETS.TRAIN}
         num_workers = comm.get_world_size()
         if cfg.SOLVER.IMS_PER_BATCH % num_workers:
             raise ValueError(
                 f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} must be a multiple of the number "
                 f"of workers, {num_workers}"
             )
-        dataset = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN,
-            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-            min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
-            if cfg.MODEL.KEYPOINT_ON
-            else 0,
-        )
+        with in_memory(
+            {MetadataCatalog.get(name).json_file: x for name, x in checked.items() if x}
+        ):
+            dataset = get_detection_dataset_dicts(
+                cfg.DATASETS.TRAIN,
+                filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+                min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
+                if cfg.MODEL.KEYPOINT_ON
+                else 0,
+            )
         return build_train_loader(
             DatasetFromList(dataset, copy=False),
             cls.build_train_mapper(cfg),
@@ -374,25 +380,38 @@ class Trainer(DefaultTrainer):
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @staticmethod
-    def check_dataset(cfg: CfgNode, name: str, *, evaluation: bool = False) -> None:
+    def check_dataset(
+        cfg: CfgNode, name: str, *, evaluation: bool = False
+    ) -> dict[str, Any] | None:
         """Refuse bad annotations before Detectron2 trips over them, or trains on them.
+
+        One worker of each machine reads and checks them.
 
         Args:
             cfg: reads ``MODEL.INSPOSE.NUM_KEYPOINTS``.
             name: of a registered data set; one without a ``json_file`` is not in COCO's format.
             evaluation: see :func:`check_annotations`.
 
+        Returns:
+            The annotations as the json has them, for :func:`in_memory`; None where this worker has
+            not read them.
+
         Raises:
             ValueError: says what is wrong, where, and what to do.
+            WorkersEnd: the same, of several workers.
         """
         metadata = MetadataCatalog.get(name)
-        if metadata.get("json_file"):
-            check_annotations(
+        if not metadata.get("json_file"):
+            return None
+        return on_one_worker(
+            partial(
+                check_annotations,
                 metadata.json_file,
                 cfg.MODEL.INSPOSE.NUM_KEYPOINTS,
                 evaluation=evaluation,
                 class_names=metadata.get("thing_classes"),
             )
+        )
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> InsPoseEvaluator:

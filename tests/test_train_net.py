@@ -280,6 +280,50 @@ def test_signal_ends_an_evaluation_at_once(tmp_path: Path) -> None:
     assert "Evaluation results" not in (tmp_path / "log.txt").read_text()
 
 
+@pytest.mark.slow
+def test_two_workers_refuse_annotations_with_one_message(tmp_path: Path) -> None:
+    person = {"id": 5, "image_id": 1, "category_id": 1, "keypoints": [1, 2, 2] * 2 + [3, 4, 7]}
+    names = ["head", "left_hand", "right_hand"]
+    coco = {
+        "images": [{"id": 1, "width": 64, "height": 64, "file_name": "1.png"}],
+        "annotations": [person],
+        "categories": [{"id": 1, "name": "person", "keypoints": names}],
+    }
+    (tmp_path / "bad.json").write_text(json.dumps(coco))
+    settings = {
+        "DATASETS.REGISTER": [["bad", str(tmp_path / "bad.json"), str(tmp_path)]],
+        "DATASETS.TRAIN": ("bad",),
+        "DATASETS.TEST": (),
+        "MODEL.INSPOSE.NUM_KEYPOINTS": 3,
+    }
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "train_net.py",
+        *arguments(tmp_path, *TWO, **settings),
+    ]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    printed = result.stdout + result.stderr
+    assert result.returncode == 1, printed[-3000:]
+    assert "Traceback" not in printed
+    (line,) = [x for x in printed.splitlines() if "annotations[0]" in x]
+    assert "v of keypoint 2 must be 0, 1 or 2, got 7" in line
+    assert printed.count("2 workers share the CPUs: that is meant for small configs") == 1
+    assert "annotations[0]" in (tmp_path / "log.txt").read_text()
+
+
+def test_more_workers_than_gpus_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    args = default_argument_parser().parse_args(["--num-gpus", "4"])
+    with pytest.raises(SystemExit) as caught:
+        train_net.launch_workers(args)
+    assert caught.value.code == 2
+    assert "--num-gpus is 4, but this machine has 2 GPUs" in capsys.readouterr().err
+
+
 @pytest.mark.fault
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [(), TWO])

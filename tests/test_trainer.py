@@ -1,6 +1,7 @@
 """Batch, rate and steps on any number of workers; runs that are interrupted, fail and resume."""
 
 import contextlib
+import json
 import math
 import signal
 from collections.abc import Callable
@@ -407,6 +408,26 @@ def test_any_failure_leaves_the_last_whole_step(
     assert (Path(parts.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_0000003.pth"
     run(parts, resume=True)
     assert_same(state(parts), state(whole))
+
+
+def test_annotations_of_training_are_parsed_once(
+    short_cfg: Callable[..., CfgNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = short_cfg("x")
+    (name,) = cfg.DATASETS.TRAIN
+    expected = DatasetCatalog.get(name)
+    parsed, load = [], json.load
+
+    def counted(file: Any) -> Any:
+        parsed.append(Path(file.name).name)
+        return load(file)
+
+    monkeypatch.setattr(json, "load", counted)
+    loader = Trainer.build_train_loader(cfg)
+    assert parsed == ["person_keypoints_val.json"]
+    assert_same(list(loader.dataset.dataset), expected)
+    monkeypatch.undo()
+    assert_same(DatasetCatalog.get(name), expected)  # and later from the file again
 
 
 def test_sampler_that_cannot_be_resumed_is_refused(short_cfg: Callable[..., CfgNode]) -> None:

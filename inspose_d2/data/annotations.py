@@ -15,10 +15,13 @@ import posixpath
 import reprlib
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 from detectron2.utils.file_io import PathManager
+from pycocotools.coco import COCO
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +88,7 @@ def check_annotations(
     *,
     evaluation: bool = False,
     class_names: Sequence[str] | None = None,
-) -> None:
+) -> dict[str, Any]:
     """Refuse a file in which :func:`find_problems` finds one.
 
     To be trained on, it may have persons or keypoints that are not learned: a warning counts these.
@@ -95,6 +98,9 @@ def check_annotations(
         num_keypoints: see :func:`find_problems`, as are the others.
         evaluation: the same.
         class_names: the same.
+
+    Returns:
+        What the file holds.
 
     Raises:
         OSError: the file cannot be read.
@@ -112,6 +118,30 @@ def check_annotations(
         )
     if not evaluation:
         _warn(json_file, coco)
+    return coco
+
+
+@contextmanager
+def in_memory(loaded: dict[str, dict[str, Any]]) -> Iterator[None]:
+    """Let pycocotools, in the ``with`` block, take annotations from memory instead of their file.
+
+    Who loads a data set in the block changes these annotations, as Detectron2 does: use them once.
+
+    Args:
+        loaded: by json file, as registered with Detectron2, what :func:`check_annotations` returns.
+    """
+    by_path = {PathManager.get_local_path(file): coco for file, coco in loaded.items()}
+
+    class Loaded(COCO):
+        def __init__(self, annotation_file: str | None = None) -> None:
+            known = by_path.pop(annotation_file or "", None)
+            super().__init__(annotation_file if known is None else None)
+            if known is not None:
+                self.dataset = known
+                self.createIndex()
+
+    with patch("pycocotools.coco.COCO", Loaded):
+        yield
 
 
 def _warn(json_file: str, coco: dict[str, Any]) -> None:
