@@ -144,6 +144,9 @@ def add_inspose_config(cfg: CN) -> None:
     # Radius of a Gaussian: how far the corners of the pseudo-box may move with this IoU left,
     # in (0, 1); see keypoint_codec.gaussian_radius (CornerNet).
     cfg.MODEL.INSPOSE.HEATMAP.MIN_OVERLAP = 0.7
+    # Largest radius of a Gaussian, in cells of the heatmaps (8 pixels); 0 for no bound (CornerNet):
+    # it then grows with the person. The authors' later code has 3 cells of 4 pixels.
+    cfg.MODEL.INSPOSE.HEATMAP.MAX_RADIUS = 0.0
 
     # Box head (sec. 3.4, Table 4): predicts a box at each location; persons are then assigned by
     # their annotated boxes, not by pseudo-boxes; NMS and `pred_boxes` take the predicted ones.
@@ -156,7 +159,8 @@ def add_inspose_config(cfg: CN) -> None:
     # a location to a side of its pseudo-box: [0, 64] on p3, ..., [512, inf) on p7 (FCOS).
     cfg.MODEL.INSPOSE.SIZES_OF_INTEREST = [64, 128, 256, 512]
     # Locations inside the annotated box of a crowd or of a person without labelled keypoints:
-    # "ignore" leaves them out of the classification loss, "background" makes them negatives.
+    # "ignore" leaves them out of the classification loss and of the heatmap loss, "background"
+    # makes them negatives of both.
     cfg.MODEL.INSPOSE.UNLABELED_PERSONS = "ignore"
 
     # Auxiliary task of training: the parameter tower regresses the keypoints at positive locations

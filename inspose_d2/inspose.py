@@ -204,6 +204,7 @@ class InsPose(ImageModel):
                 ignore_unlabeled=node.UNLABELED_PERSONS == "ignore",
                 disk_radius=node.DISK_OFFSET.RADIUS * map_feature.stride,
                 heatmap_min_overlap=node.HEATMAP.MIN_OVERLAP,
+                heatmap_max_radius=node.HEATMAP.MAX_RADIUS or math.inf,
             ),
             "in_features": node.IN_FEATURES,
             "map_feature": node.KEYPOINT_BRANCH.IN_FEATURE,

@@ -103,7 +103,12 @@ def encode_disk_offsets(
 
 
 def encode_heatmaps(
-    keypoints: Tensor, boxes: Tensor, stride: int, size: tuple[int, int], min_overlap: float
+    keypoints: Tensor,
+    boxes: Tensor,
+    stride: int,
+    size: tuple[int, int],
+    min_overlap: float,
+    max_radius: float = torch.inf,
 ) -> Tensor:
     """Draw a Gaussian around the cell of each keypoint; where they overlap the larger counts.
 
@@ -113,13 +118,15 @@ def encode_heatmaps(
         stride: image pixels per cell.
         size: (H, W) of the map.
         min_overlap: see :func:`gaussian_radius`.
+        max_radius: no Gaussian is wider, cells (the authors' later code).
 
     Returns:
         (K, H, W) heatmaps in [0, 1], exactly 1 in the keypoints' cells.
     """
     (height, width), num_keypoints = size, keypoints.shape[1]
     person, channel, point = _labelled_points(keypoints, stride)  # (M,), (M,), (M, 2)
-    radius = gaussian_radius((boxes[:, 2:] - boxes[:, :2]) / stride, min_overlap).floor()[person]
+    radius = gaussian_radius((boxes[:, 2:] - boxes[:, :2]) / stride, min_overlap)
+    radius = radius.clamp(max=max_radius).floor()[person]
     spread = 2 * ((2 * radius + 1) / 6).square()  # 2 sigma^2
     centre = _cells(point, size)
     low = (centre - radius[:, None].long()).clamp(min=0)

@@ -97,7 +97,7 @@ def heatmap_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         logits: (...) heatmap logits.
-        targets: (...) Gaussians in [0, 1], 1 at the keypoints.
+        targets: (...) Gaussians in [0, 1], 1 at the keypoints, -1 left out.
 
     Returns:
         Scalar sum.
@@ -106,7 +106,7 @@ def heatmap_loss(logits: Tensor, targets: Tensor) -> Tensor:
     score = logits.sigmoid()
     at_keypoint = -F.logsigmoid(logits) * (1 - score).square()
     elsewhere = -F.logsigmoid(-logits) * score.square() * (1 - targets).pow(4)
-    return at_keypoint.where(targets == 1, elsewhere).sum()
+    return at_keypoint.where(targets == 1, elsewhere).where(targets >= 0, 0).sum()
 
 
 def box_loss(boxes: Tensor, targets: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from .assignment import BACKGROUND, assign_locations, inside_any
@@ -29,7 +29,7 @@ class Targets:
     boxes: Tensor  # (N, 4) box that the person was assigned by, image pixels
     disk_offsets: Tensor  # (B, 2K, H, W) in cells
     disk_mask: Tensor  # (B, K, H, W) bool
-    heatmaps: Tensor  # (B, K, H', W') at the stride of the heatmaps
+    heatmaps: Tensor  # (B, K, H', W') at the heatmaps' stride, in [0, 1] or LEFT_OUT
     num_labelled: Tensor  # scalar, labelled keypoints of all persons
 
 
@@ -42,6 +42,7 @@ class _Persons:
     areas: Tensor  # (n,)
     boxes: Tensor  # (n, 4)
     labels: Tensor  # (L,)
+    left_out: Tensor  # (m, 4) annotated boxes of those who have no keypoints to learn, crowds too
     of_positive: Tensor  # (N,) person of each positive location, in the order of the locations
 
 
@@ -60,6 +61,7 @@ class TargetGenerator:
         ignore_unlabeled: bool,
         disk_radius: float,
         heatmap_min_overlap: float,
+        heatmap_max_radius: float,
     ) -> None:
         """Set the rules.
 
@@ -72,9 +74,11 @@ class TargetGenerator:
             center_sampling_radius: see :func:`assign_locations`, in strides.
             sizes_of_interest: the same, in pixels.
             ignore_unlabeled: whether the boxes of those who are not to be found (crowds too)
-                are left out of the classification loss.
+                are left out of the classification loss, and the boxes of those whose keypoints
+                are not labelled out of the heatmap loss.
             disk_radius: see :func:`encode_disk_offsets`, but in image pixels.
             heatmap_min_overlap: see :func:`encode_heatmaps`.
+            heatmap_max_radius: the same.
         """
         self.num_keypoints = num_keypoints
         self.map_stride = map_stride
@@ -85,6 +89,7 @@ class TargetGenerator:
         self.ignore_unlabeled = ignore_unlabeled
         self.disk_radius = disk_radius
         self.heatmap_min_overlap = heatmap_min_overlap
+        self.heatmap_max_radius = heatmap_max_radius
 
     @torch.no_grad()
     def __call__(
@@ -113,16 +118,7 @@ class TargetGenerator:
             )
             for x in persons
         ]
-        heatmaps = [
-            encode_heatmaps(
-                x.keypoints,
-                enclosing_boxes(x.keypoints, x.labelled),
-                self.heatmap_stride,
-                (height, width),
-                self.heatmap_min_overlap,
-            )
-            for x in persons
-        ]
+        heatmaps = [self._heatmaps(x, (height, width)) for x in persons]
         cells = [encode_cells(x.keypoints, self.map_stride, map_size) for x in persons]
         return Targets(
             labels=labels,
@@ -160,15 +156,32 @@ class TargetGenerator:
             left_out = inside_any(locations, instances.gt_boxes.tensor[~to_find])
             labels[left_out & ~positive] = LEFT_OUT
         # An image without persons may have no boxes.
-        areas = instances.gt_boxes.area() if len(instances) else keypoints.new_zeros(0)
+        annotated = instances.gt_boxes if len(instances) else Boxes(keypoints.new_zeros(0, 4))
         return _Persons(
             keypoints[to_find],
             labelled[to_find],
-            AREA_OF_BOX * areas[to_find],
+            AREA_OF_BOX * annotated.area()[to_find],
             boxes,
             labels,
+            annotated.tensor[~(to_find & labelled.any(dim=1))],
             person[positive],
         )
+
+    def _heatmaps(self, persons: _Persons, size: tuple[int, int]) -> Tensor:
+        """Make the heatmaps (K, H', W') of an image; other regions than these hold no keypoints."""
+        heatmaps = encode_heatmaps(
+            persons.keypoints,
+            enclosing_boxes(persons.keypoints, persons.labelled),
+            self.heatmap_stride,
+            size,
+            self.heatmap_min_overlap,
+            self.heatmap_max_radius,
+        )
+        if not self.ignore_unlabeled or len(persons.left_out) == 0:
+            return heatmaps
+        grid = Locations.of([heatmaps[None]], [self.heatmap_stride])
+        left_out = inside_any(grid, persons.left_out).view(size)
+        return heatmaps.masked_fill(left_out & (heatmaps < 1), LEFT_OUT)
 
     def _keypoints(self, instances: Instances, like: Tensor) -> Tensor:
         """Keypoints (n, K, 3) of an image; (0, K, 3) where there is no person."""

@@ -85,6 +85,8 @@ def test_packaged_configs_pass(name: str, training: bool) -> None:
         ("MODEL.INSPOSE.NMS_THRESH_TEST", "high", "[0, 1]"),
         ("MODEL.INSPOSE.PRIOR_PROB", 0.0, "(0, 1)"),
         ("MODEL.INSPOSE.HEATMAP.MIN_OVERLAP", 1.0, "(0, 1)"),
+        ("MODEL.INSPOSE.HEATMAP.MAX_RADIUS", -1.0, "0 or more"),
+        ("MODEL.INSPOSE.RESAMPLE", "maps", "one of 'predictions', 'features'"),
         ("MODEL.INSPOSE.LOSS_WEIGHT.KEYPOINT", -1.0, "0 or more"),
         ("MODEL.INSPOSE.CENTER_SAMPLING_RADIUS", 0.0, "above 0"),
         ("MODEL.INSPOSE.SIZES_OF_INTEREST", [64, 128], "4 values"),

@@ -318,6 +318,17 @@ def test_heatmap_by_hand() -> None:
     assert heatmap[:, :3].count_nonzero() == 0
 
 
+def test_radius_of_a_gaussian_is_bounded() -> None:
+    # Radius 2 as above, but 1 is the most, or 1.9: sigma 3 / 6.
+    boxes = torch.tensor([[0.0, 0.0, 80.0, 80.0]])
+    for bound in (1.0, 1.9):
+        heatmap = encode_heatmaps(keypoint(44, 20), boxes, STRIDE, SIZE, 0.7, bound)[0]
+        near = math.exp(-2)
+        assert heatmap[2].tolist() == pytest.approx([0, 0, 0, 0, near, 1, near])
+    wide = encode_heatmaps(keypoint(44, 20), boxes, STRIDE, SIZE, 0.7, 2.0)
+    assert wide.equal(encode_heatmaps(keypoint(44, 20), boxes, STRIDE, SIZE, 0.7))
+
+
 def test_larger_value_stays_where_gaussians_overlap() -> None:
     boxes = torch.tensor([[0.0, 0.0, 80.0, 80.0]]).expand(2, 4)
     keypoints = torch.cat([keypoint(20, 20), keypoint(28, 20)])  # neighbouring cells

@@ -137,6 +137,13 @@ def test_heatmap_loss_equals_formula() -> None:
     assert loss.item() == pytest.approx(-terms.sum(), rel=1e-5)
 
 
+def test_heatmap_loss_leaves_cells_out() -> None:
+    logits = torch.tensor([0.0, 50.0, -50.0, 0.0], requires_grad=True)
+    loss = heatmap_loss(logits, torch.tensor([1.0, -1.0, -1.0, 0.0]))
+    assert loss.item() == pytest.approx(0.25 * math.log(2) * 2, rel=1e-6)
+    assert gradient(loss, logits)[1:3].tolist() == [0, 0]
+
+
 def test_heatmap_loss_of_nothing() -> None:
     logits = torch.zeros(0, 17, 4, 4, requires_grad=True)
     loss = heatmap_loss(logits, torch.zeros(0, 17, 4, 4))

@@ -42,6 +42,7 @@ def generator(**others: Any) -> TargetGenerator:
         "ignore_unlabeled": True,
         "disk_radius": 24.0,
         "heatmap_min_overlap": 0.7,
+        "heatmap_max_radius": math.inf,
     }
     return TargetGenerator(**{**arguments, **others})
 
@@ -163,8 +164,9 @@ def test_assignment_by_annotated_boxes(make_instances: Maker) -> None:
     assert targets.labelled[on_p3].equal(near_first[:, None].expand(-1, 3))
     assert targets.num_labelled == 3
     assert labels_at(targets, [(212, 60), (116, 44), (4, 4)]) == [LEFT_OUT, NO_PERSON, NO_PERSON]
-    # The width of Gaussians is that of the pseudo-box still.
+    # The width of Gaussians is that of the pseudo-box still, and who has no keypoints is left out.
     assert targets.heatmaps.equal(targets_of(instances).heatmaps)
+    assert (targets.heatmaps[0, :, 7, 14] == LEFT_OUT).all()  # (116, 60), in the second box
 
 
 def test_boxes_are_the_pseudo_boxes_when_persons_are_assigned_by_them(
@@ -209,8 +211,15 @@ def test_box_of_person_without_labelled_keypoints(
     assert (targets.labels == PERSON).equal(alone.labels == PERSON)
     assert targets.cells.equal(alone.cells)
     assert targets.disk_offsets.equal(alone.disk_offsets)
-    assert targets.heatmaps.equal(alone.heatmaps)
     assert targets.num_labelled == alone.num_labelled
+    # Of the heatmaps too the box is left out, x 60 and 68, y 28 to 92, but for the cell of the
+    # first person's keypoint 0, in row 3, column 8.
+    expected = alone.heatmaps.clone()
+    if ignore:
+        expected[..., 3:12, 7:9] = LEFT_OUT
+        expected[0, 0, 3, 8] = 1
+    assert targets.heatmaps.equal(expected)
+    assert (targets.heatmaps == 1).sum() == 3
 
 
 @pytest.mark.fault
@@ -221,7 +230,8 @@ def test_only_persons_without_labelled_keypoints(make_instances: Maker) -> None:
     left_out = ((locations.points > 0) & (locations.points < 128)).all(dim=1)
     assert (targets.labels[0] == LEFT_OUT).equal(left_out)
     assert targets.cells.shape == (0, 3)
-    assert targets.heatmaps.sum() == 0
+    assert (targets.heatmaps == LEFT_OUT).all(dim=1)[0].flatten().equal(left_out[: 16 * 32])
+    assert targets.heatmaps.max() == 0
 
 
 @pytest.mark.fault

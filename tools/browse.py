@@ -305,7 +305,7 @@ def draw_disks(image: np.ndarray, targets: Targets, stride: int, zoom: int) -> n
 
 def draw_heatmaps(image: np.ndarray, heatmaps: torch.Tensor, cell: int) -> np.ndarray:
     """Draw the strongest of heatmaps (K, h, w) in each cell of so many pixels of the image."""
-    value, index = heatmaps.max(dim=0)
+    value, index = heatmaps.clamp(min=0).max(dim=0)  # what is left out is dark
     light = value[..., None].numpy() * keypoint_colors(len(heatmaps))[index.numpy()]
     return (image // 3 + 0.65 * enlarged(light, cell, image)).clip(0, 255).astype(np.uint8)
 
