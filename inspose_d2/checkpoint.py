@@ -183,6 +183,8 @@ class InsPoseCheckpointer(DetectionCheckpointer):
     ) -> dict[str, Any]:
         """Load a file of Detectron2 (.pth, .pkl), Caffe2 (.pkl) or pycls (.pyth).
 
+        Also a ResNet of torchvision or timm (.pth), whose names become those of Detectron2.
+
         Args:
             path: of the file, or its URL; "" loads nothing.
             checkpointables: what to load beside the model, None for all that is there.
@@ -335,6 +337,9 @@ class InsPoseCheckpointer(DetectionCheckpointer):
         else:
             data = super()._load_file(filename)
         _require_weights(filename, data["model"])
+        if "layer1.0.conv1.weight" in data["model"]:
+            renamed = {_name_of_resnet(name): value for name, value in data["model"].items()}
+            data = {"model": renamed, "__author__": "torchvision", "matching_heuristics": True}
         return data
 
     def _torch_load(self, f: str) -> dict[str, Any]:
@@ -579,6 +584,14 @@ def _why_unreadable(path: str, error: Exception) -> str:
     if start.startswith((b"PK", b"\x80")):
         return f"{path} is damaged or cut short ({type(error).__name__}): copy it again"
     return f"{path} is no checkpoint: a .pth, .pkl or .pyth file is needed"
+
+
+def _name_of_resnet(name: str) -> str:
+    """Rename a parameter of torchvision's and timm's ResNets to that of Detectron2's."""
+    name = re.sub(r"^conv1\.", "stem.conv1.", re.sub(r"^bn1\.", "stem.conv1.norm.", name))
+    name = re.sub(r"^layer(\d)\.", lambda found: f"res{int(found[1]) + 1}.", name)
+    name = re.sub(r"\.bn(\d)\.", r".conv\1.norm.", name)
+    return name.replace(".downsample.0.", ".shortcut.").replace(".downsample.1.", ".shortcut.norm.")
 
 
 def _require_weights(path: str, weights: Any) -> None:

@@ -302,7 +302,7 @@ def evaluation(weights: str) -> list[str]:
 
 
 NEEDS_MORE = re.compile(
-    r"--num-machines|test-dev|webcam|SOLVER\.REFERENCE|model_0054999|output/five|official\.pth"
+    r"--num-machines|test-dev|webcam|SOLVER\.REFERENCE|model_0054999|output/five|official\.pth|rcnn_R_50|resnet50"
 )
 SMALL_COMMANDS = sorted(
     {
