@@ -13,7 +13,7 @@ import benchmark_train
 import cv2
 import pytest
 import torch
-from benchmark_kp_net import BACKENDS, LOSS, PEAKS, least_work
+from benchmark_kp_net import BACKENDS, LOSS, PEAKS, draw_kp_nets, errors_of, least_work
 from benchmark_models import (
     BACKBONE,
     HEIGHTS,
@@ -162,6 +162,31 @@ def test_kp_net_report(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch)
         floors = [work / rates[unit] for unit, work in row["work"].items()]
         assert row["floor"] == pytest.approx(max(floors))
     assert "| loss and gradient, torch | 3 |" in text
+    assert result["errors"]["by backend"].keys() == set(BACKENDS[:2])
+
+
+class OffByALittle(KPNet):
+    """Peaks one cell too far, probabilities too low, gradients doubled."""
+
+    def peaks(self, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        cells, scores = super().peaks(*args)
+        return (cells + 1) % 42, scores + 0.25
+
+    def log_probs(self, *args: Any) -> torch.Tensor:
+        return 2 * super().log_probs(*args)
+
+
+def test_errors_beside_the_definition_are_found() -> None:
+    net = paper_kp_net()
+    drawn = draw_kp_nets(SETTING, net, 9, (6, 7))
+    assert max(errors_of(net, drawn).values()) < 1e-4
+    net.__class__ = OffByALittle
+    errors = errors_of(net, drawn)
+    assert errors["other peaks"] == 9 * 17
+    assert errors["scores"] == pytest.approx(0.25, abs=1e-4)
+    assert errors["log-probabilities"] > 1
+    assert errors["gradient of the parameters"] == pytest.approx(1, rel=1e-3)
+    assert errors["gradient of the features"] == pytest.approx(1, rel=1e-3)
 
 
 def paper_kp_net() -> KPNet:

@@ -30,13 +30,14 @@ from benchmark_models import (
     Setting,
     build_inspose,
     build_one,
+    configs,
     images,
     in_evaluation,
     inference,
     multiply_adds,
 )
 from benchmark_report import write_kp_net, write_latency, write_training
-from benchmark_train import measure_training
+from benchmark_train import loading_rate, measure_training
 from machine import describe, limits, probes
 from timing import Stage, by_turns, stage_seconds
 from torch import nn
@@ -174,6 +175,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--amp", choices=("bf16", "fp16"), help="default: float32")
     parser.add_argument("--channels-last", action="store_true", help="InsPose on a GPU too")
     parser.add_argument("--compile", action="store_true", help="what torch.compile can take")
+    parser.add_argument(
+        "--times-only", action="store_true", help="neither peak memory nor the data loader"
+    )
     parser.add_argument("--output", type=Path, default=Path("output/benchmark"))
     args = parser.parse_args(argv)
     args.persons = args.persons or ([5, 20] if args.train else [1, 20, 100, 500])
@@ -203,7 +207,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     if args.train:
         result |= measure_training(setting, args.persons, args.repeats)
-        result["memory"] = training_memory(setting, [INSPOSE, PEER], args.persons)
+        if not args.times_only:
+            result["loading"] = loading_rate(configs(setting)[0])
+            result["memory"] = training_memory(setting, [INSPOSE, PEER], args.persons)
         path = write_training(args.output, result)
     elif args.kp_net:
         result |= measure_kp_net(setting, args.persons, args.repeats)
@@ -212,7 +218,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         result |= measure_latency(setting, args.persons, args.repeats)
         rate = result["limits"]["multiply-adds"]["rate"]
         result["stages"] = measure_stages(setting, args.stages, args.repeats, rate)
-        result["memory"] = inference_memory(setting, [INSPOSE, PEER], args.persons)
+        if not args.times_only:
+            result["memory"] = inference_memory(setting, [INSPOSE, PEER], args.persons)
         path = write_latency(args.output, result)
     print(path.read_text(encoding="utf-8"))
 

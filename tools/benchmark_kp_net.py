@@ -16,6 +16,7 @@ from inspose_d2.geometry import map_size
 from inspose_d2.kp_net import KPNet
 
 BACKENDS = ("grouped", "torch", "triton")  # the first is the definition, sec. 3.2
+COMPARED_PERSONS, PEAK_TOLERANCE = 20, 1e-3
 PEAKS, LOSS = "peaks", "loss and gradient"
 
 
@@ -121,12 +122,51 @@ def nets_that_run(setting: Setting, net: KPNet) -> tuple[dict[str, KPNet], list[
         candidate = copy.copy(net)
         candidate.backend = backend
         try:
-            peaks_call(candidate, draw_kp_nets(setting, candidate, 1, (8, 8)))()
+            for call in CALLS.values():
+                call(candidate, draw_kp_nets(setting, candidate, 1, (8, 8)))()
         except ValueError as error:
             problems.append(f"{backend}: {error}")
         else:
             nets[backend] = candidate
     return nets, problems
+
+
+def errors_of(net: KPNet, drawn: Drawn) -> dict[str, float]:
+    """Compare a way to run KP-Nets with the definition in float64 on the CPU.
+
+    Returns:
+        The number of peaks in another cell, unless its logit is the same but for rounding, and the
+        largest error of scores, log-probabilities and both gradients, the last two relative to the
+        largest gradient.
+    """
+    cells, scores = (x.cpu() for x in peaks_call(net, drawn)())
+    gradients = training_call(net, drawn)()
+    values = net.log_probs(drawn.params, drawn.candidates, drawn.features, drawn.cells)
+
+    leaves = [x.detach().cpu().double().requires_grad_() for x in (drawn.params, drawn.features)]
+    points, strides = drawn.candidates.points.cpu(), drawn.candidates.strides.cpu()
+    maps = net.maps_by_grouped_convolution(leaves[0], points, strides, leaves[1][0]).flatten(2)
+    expected = maps.log_softmax(dim=2)
+    at_cells = expected.gather(2, drawn.cells.cpu()[..., None])[..., 0]
+    expected_gradients = torch.autograd.grad(-at_cells.sum(), leaves)
+    expected = expected.detach()
+    best = expected.amax(dim=2)
+    missed = best - expected.gather(2, cells[..., None])[..., 0]
+
+    def largest(got: Tensor, wanted: Tensor) -> float:
+        return (got.detach().cpu().double() - wanted.detach()).abs().max().item()
+
+    of_params, of_features = (
+        largest(got, wanted) / wanted.abs().max().item()
+        for got, wanted in zip(gradients, expected_gradients, strict=True)
+    )
+    return {
+        "other peaks": int((missed > PEAK_TOLERANCE).sum()),
+        "scores": largest(scores, best.exp()),
+        "log-probabilities": largest(values, at_cells),
+        "gradient of the parameters": of_params,
+        "gradient of the features": of_features,
+    }
 
 
 def measure_kp_net(setting: Setting, persons: list[int], repeats: int) -> dict[str, Any]:
@@ -151,4 +191,14 @@ def measure_kp_net(setting: Setting, persons: list[int], repeats: int) -> dict[s
         floors = {unit: amount / rates[unit]["rate"] for unit, amount in work.items()}
         row = {"task": task, "persons": n, "backend": backend, **asdict(seconds)}
         rows.append(row | {"work": work, "floors": floors, "floor": max(floors.values())})
-    return {"maps": maps, "limits": rates, "KP-Nets": rows, "not run": problems}
+    errors = {
+        backend: errors_of(candidate, draw_kp_nets(setting, candidate, COMPARED_PERSONS, maps))
+        for backend, candidate in nets.items()
+    }
+    return {
+        "maps": maps,
+        "limits": rates,
+        "KP-Nets": rows,
+        "errors": {"persons": COMPARED_PERSONS, "by backend": errors},
+        "not run": problems,
+    }

@@ -67,8 +67,7 @@ def write_training(folder: Path, result: Result) -> Path:
         table.append([*row, *(str(rows[name, n]["regions"]) for name in MODELS[:2])])
     header = ["persons in an image", *(f"{name}, s" for name in MODELS)]
     header += ["InsPose / faster Keypoint R-CNN", "positive locations", "keypoint regions of R-CNN"]
-    batch, loading = result["setting"]["batch"], result["loading"]
-    consumed = batch / rows[INSPOSE, persons[0]]["median"]
+    batch, loading = result["setting"]["batch"], result.get("loading")
     parts = [
         "# Seconds of a training step",
         *introduction(result),
@@ -83,15 +82,22 @@ def write_training(folder: Path, result: Result) -> Path:
             f"## Parts of InsPose's step, persons in an image: {stages['persons']}",
             stage_table(stages["seconds"]),
         ]
-    parts += [
+    if loading is not None:
+        consumed = batch / rows[INSPOSE, persons[0]]["median"]
+        parts += loading_part(loading, persons[0], consumed)
+    parts += memory_part(result)
+    return write(folder, "training", result, parts)
+
+
+def loading_part(loading: Result, num_persons: int, consumed: float) -> list[str]:
+    """Headline and text on the data loader; ``consumed`` are the images a second of training."""
+    return [
         "## Data loading",
         f"One worker makes {number(loading['images per second'])} images a second of "
         f"`{loading['data']}` with the config's augmentation; the steps of InsPose with "
-        f"{persons[0]} persons in an image take {number(consumed)} a second, from "
+        f"{num_persons} persons in an image take {number(consumed)} a second, from "
         f"{math.ceil(consumed / loading['images per second'])} such worker(s).",
-        *memory_part(result),
     ]
-    return write(folder, "training", result, parts)
 
 
 def write_kp_net(folder: Path, result: Result) -> Path:
@@ -116,6 +122,9 @@ def write_kp_net(folder: Path, result: Result) -> Path:
         "machine's best rates.",
         limits_text(result),
         *(f"Not run: {problem}." for problem in result["not run"]),
+        f"Beside the definition in float64 on the CPU, {result['errors']['persons']} persons, the "
+        "largest errors; those of gradients relative to the largest gradient:",
+        error_table(result["errors"]["by backend"]),
         "![seconds against the number of persons](kp_net.png)",
     ]
     plot_kp_net(folder, result)
@@ -166,8 +175,18 @@ def stage_table(seconds: dict[str, float], floors: dict[str, float] | None = Non
     return markdown_table(header, rows)
 
 
+def error_table(errors: dict[str, dict[str, float]]) -> str:
+    """A table of how far each backend is off."""
+    header = ["", *next(iter(errors.values()))]
+    return markdown_table(
+        header, [[backend, *map(number, found.values())] for backend, found in errors.items()]
+    )
+
+
 def memory_part(result: Result) -> list[str]:
-    """Headline, table and definition of the peak memory."""
+    """Headline, table and definition of the peak memory, where it was measured."""
+    if "memory" not in result:
+        return []
     rows = [
         [
             row["what"],

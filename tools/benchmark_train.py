@@ -87,7 +87,6 @@ def measure_training(setting: Setting, persons: list[int], repeats: int) -> dict
             for case, seconds in zip(cases, by_turns(steps, repeats, warm_up=1), strict=True)
         ],
         "stages": [step_stages(trainings[INSPOSE], n, repeats) for n in persons],
-        "loading": loading_rate(configs(setting)[0]),
     }
 
 
