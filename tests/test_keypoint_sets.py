@@ -518,10 +518,11 @@ def test_five_keypoints_are_trained_and_evaluated(
         )
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
         command = [sys.executable, "-W", "ignore", str(script), *words]
-        workers = ["--num-gpus", "2", "--dist-url", "auto"]
-        for more in ([*workers, *pairs], [*workers, "--eval-only", *pairs, *final]):
+        for number, more in enumerate((pairs, ["--eval-only", *pairs, *final])):
+            # Workers meet in a file: a free port may be taken before they do.
+            workers = ["--num-gpus", "2", "--dist-url", f"file://{tmp_path / f'meeting_{number}'}"]
             result = subprocess.run(
-                [*command, *more], cwd=ROOT, capture_output=True, text=True, timeout=300
+                [*command, *workers, *more], cwd=ROOT, capture_output=True, text=True, timeout=300
             )
             assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
         assert "copypaste: Task: keypoints" in result.stdout + result.stderr
