@@ -22,6 +22,7 @@ from inspose_d2.data.synthetic import (
     NUM_PARTS,
     Blob,
     build_noisy_people,
+    build_partial_people,
     build_synthetic_people,
     make_image,
     paint_labels,
@@ -328,7 +329,7 @@ def test_unknown_split_is_refused(tmp_path):
 
 def test_registered_sets_are_built_when_first_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "SPLITS", {"train": 3, "val": 2, "holdout": 1})
-    for split in ("train", "val", "holdout", "train_noisy"):
+    for split in ("train", "val", "holdout", "train_noisy", "train_partial"):
         name = f"synthetic_people_{split}"
         monkeypatch.delitem(DatasetCatalog.data, name)
         monkeypatch.delitem(MetadataCatalog.data, name)
@@ -341,8 +342,9 @@ def test_registered_sets_are_built_when_first_asked_for(tmp_path, monkeypatch):
     assert len(DatasetCatalog.get("synthetic_people_holdout")) == 1
     records = DatasetCatalog.get("synthetic_people_train")
     assert [cv2.imread(record["file_name"]) is not None for record in records] == [True] * 3
-    noisy = DatasetCatalog.get("synthetic_people_train_noisy")
-    assert [x["file_name"] for x in noisy] == [x["file_name"] for x in records]
+    for variant in ("noisy", "partial"):
+        same = DatasetCatalog.get(f"synthetic_people_train_{variant}")
+        assert [x["file_name"] for x in same] == [x["file_name"] for x in records]
     assert metadata.evaluator_type == "coco"
     assert metadata.thing_classes == ["person"]
     assert metadata.keypoint_names == KEYPOINT_NAMES
@@ -384,3 +386,32 @@ def test_noisy_keypoints_are_as_far_off_as_those_of_cocos_annotators(tmp_path, m
     assert np.mean(errors) == pytest.approx(1, abs=0.15)
     text = noisy_file.read_bytes()
     assert build_noisy_people(tmp_path).read_bytes() == text
+
+
+def test_a_third_of_the_labels_of_each_person_are_gone_and_all_else_stays(tmp_path, monkeypatch):
+    monkeypatch.setitem(synthetic.SPLITS, "train", 8)
+    partial_file = build_partial_people(tmp_path)
+    assert partial_file.name == "person_keypoints_train_partial.json"
+    partial, whole = (
+        json.loads(path.read_text())
+        for path in (partial_file, build_synthetic_people(tmp_path, "train"))
+    )
+    people = list(zip(partial.pop("annotations"), whole.pop("annotations"), strict=True))
+    assert partial == whole  # pictures and all else
+    for person, whole_person in people:
+        left, all_of_them = (
+            np.array(x.pop("keypoints")).reshape(17, 3) for x in (person, whole_person)
+        )
+        stays, labelled = left[:, 2] > 0, all_of_them[:, 2] > 0
+        count = person.pop("num_keypoints")
+        assert count == stays.sum() == labelled.sum() - labelled.sum() // 3
+        assert whole_person.pop("num_keypoints") == labelled.sum()
+        assert (left[stays] == all_of_them[stays]).all()
+        assert not left[~stays].any()
+        assert person == whole_person  # box, area and all else
+        # A straight line parts those that stay from those that go.
+        turns = np.deg2rad(np.arange(0, 360, 1))
+        across = all_of_them[:, :2] @ np.stack([np.cos(turns), np.sin(turns)])
+        gone = labelled & ~stays
+        assert (across[stays].max(axis=0) < across[gone].min(axis=0) + 0.5).any()
+    assert build_partial_people(tmp_path).read_bytes() == partial_file.read_bytes()

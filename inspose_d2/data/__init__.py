@@ -3,7 +3,8 @@
 `synthetic_people_train`, `synthetic_people_val` and `synthetic_people_holdout` are built the first
 time they are asked for, in the folder `$INSPOSE_D2_CACHE` (by default `datasets`): from then on an
 ordinary COCO folder. Figures are reported on `val`; whoever chooses a setting does so on `holdout`.
-`synthetic_people_train_noisy` is `train` with keypoints as imprecise as COCO's annotators' are.
+`synthetic_people_train_noisy` is `train` with keypoints as imprecise as COCO's annotators' are,
+`synthetic_people_train_partial` is `train` with a third of each person's labels removed.
 
 `keypoints_coco_2017_test-dev` is COCO's test set, whose annotations only COCO's server has.
 
@@ -67,10 +68,16 @@ class _SyntheticPeopleHandler(PathHandler):
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:  # noqa: ARG002
         # Late, or `python -m inspose_d2.data.synthetic` would warn that it is imported already.
-        from inspose_d2.data.synthetic import build_noisy_people, build_synthetic_people
+        from inspose_d2.data.synthetic import (
+            build_noisy_people,
+            build_partial_people,
+            build_synthetic_people,
+        )
 
         if self.split == "train_noisy":
             return str(build_noisy_people(self.root))
+        if self.split == "train_partial":
+            return str(build_partial_people(self.root))
         return str(build_synthetic_people(self.root, self.split))
 
     def _isfile(self, path: str, **kwargs: Any) -> bool:  # noqa: ARG002
@@ -83,16 +90,16 @@ class _SyntheticPeopleHandler(PathHandler):
 
 
 def register_synthetic_people(root: str | None = None) -> None:
-    """Register `synthetic_people_{train,val,holdout,train_noisy}` with Detectron2's catalogs.
+    """Register the splits and variants of `synthetic_people` with Detectron2's catalogs.
 
     Args:
         root: folder that holds, or will hold, the folder `synthetic_people`.
     """
     root = root or os.environ.get("INSPOSE_D2_CACHE", "datasets")
-    for split in ("train", "val", "holdout", "train_noisy"):
+    for split in ("train", "val", "holdout", "train_noisy", "train_partial"):
         name = f"synthetic_people_{split}"
         folder = os.path.join(root, "synthetic_people")
-        image_root = os.path.join(folder, split.removesuffix("_noisy"))
+        image_root = os.path.join(folder, split.split("_")[0])
         json_file = os.path.join(folder, "annotations", f"person_keypoints_{split}.json")
         PathManager.register_handler(_SyntheticPeopleHandler(root, split, json_file))
         DatasetCatalog.register(name, partial(load_coco_json, json_file, image_root, name))

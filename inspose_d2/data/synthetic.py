@@ -539,6 +539,38 @@ def build_noisy_people(root: str | os.PathLike[str]) -> Path:
     return json_file
 
 
+def build_partial_people(root: str | os.PathLike[str]) -> Path:
+    """Write the annotations of "train" once more, with gaps as in COCO's.
+
+    A third of the labelled keypoints of each person lose their label: those that lie farthest in a
+    direction of its own, as if the person were cut there. Pictures, boxes and areas are those of
+    "train", which is built if need be.
+
+    Args:
+        root: folder of data sets.
+
+    Returns:
+        `<root>/synthetic_people/annotations/person_keypoints_train_partial.json`.
+    """
+    coco = json.loads(build_synthetic_people(root, "train").read_text())
+    rng = np.random.default_rng(coco["info"]["seed"])
+    for person in coco["annotations"]:
+        keypoints = np.array(person["keypoints"]).reshape(NUM_KEYPOINTS, 3)
+        direction = rng.normal(size=2)  # before the next line: as many numbers for each person
+        labelled = np.flatnonzero(keypoints[:, 2])
+        order = labelled[np.argsort(keypoints[labelled, :2] @ direction)]
+        keypoints[order[len(order) - len(order) // 3 :]] = 0
+        person["keypoints"] = keypoints.ravel().tolist()
+        person["num_keypoints"] = int((keypoints[:, 2] > 0).sum())
+    folder = Path(root) / "synthetic_people" / "annotations"
+    json_file = folder / "person_keypoints_train_partial.json"
+    with file_lock(str(json_file)):
+        partial = json_file.with_suffix(".partial")
+        partial.write_text(json.dumps(coco))
+        partial.replace(json_file)
+    return json_file
+
+
 def _write_split(
     folder: Path, split: str, json_file: Path, info: dict[str, Any], num_workers: int
 ) -> None:
