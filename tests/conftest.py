@@ -1,12 +1,23 @@
 """Fixtures that several test files share."""
 
+import contextlib
+import functools
 import importlib.util
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
+# One thread each, here and in the processes that tests start: results do not depend on the number
+# of cores, and threads do not spin for each other. NumPy and torch read this while imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+# Tests change their folder; the data sets stay where they are.
+os.environ["INSPOSE_D2_CACHE"] = os.path.abspath(os.environ.get("INSPOSE_D2_CACHE", "datasets"))
+
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -18,6 +29,7 @@ if not torch.cuda.is_available():
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.structures import Boxes, Instances, Keypoints
+from detectron2.utils import logger as d2_logger
 from hypothesis import settings
 from torch import Tensor
 
@@ -25,6 +37,7 @@ from inspose_d2 import add_inspose_config
 from inspose_d2.geometry import enclosing_boxes
 
 ROOT = Path(__file__).parent.parent
+cv2.setNumThreads(0)
 
 # The same few examples in every run, with no time limit: machines differ, results must not.
 settings.register_profile("inspose_d2", max_examples=20, deadline=None, derandomize=True)
@@ -58,6 +71,32 @@ class Golden:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
+
+
+LOGGERS = ("detectron2", "fvcore", "inspose_d2")
+
+
+@pytest.fixture(autouse=True)
+def restored_loggers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Undo what Detectron2's ``setup_logger`` does for good: each run would log to all later ones.
+
+    It also remembers the loggers that it has set up, and leaves them alone the next time.
+    """
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    before = [(x, list(x.handlers), x.level, x.propagate) for x in loggers]
+    with contextlib.ExitStack() as files:
+
+        @functools.cache
+        def log_stream(path: str) -> TextIO:
+            return files.enter_context(open(path, "a"))
+
+        monkeypatch.setattr(d2_logger, "_cached_log_stream", log_stream)
+        yield
+        for logger, handlers, level, propagate in before:
+            logger.handlers[:] = handlers
+            logger.setLevel(level)
+            logger.propagate = propagate
+        d2_logger.setup_logger.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -142,6 +142,7 @@ from inspose_d2.checkpoint import InsPoseCheckpointer
 torch.set_num_threads(1)
 folder = sys.argv[1]
 for trial in range(20):
+    saved, tell = os.pipe()
     child = os.fork()
     if not child:
         model = nn.Linear(1000, 1000)
@@ -150,7 +151,11 @@ for trial in range(20):
         for i in range(first + 1, first + 100000):
             nn.init.constant_(model.weight, i)
             saver.save("model_final", iteration=i)
-    time.sleep(0.3 + random.Random(trial).random() / 5)
+            os.write(tell, b".")
+    os.close(tell)
+    assert os.read(saved, 1)  # at least one checkpoint, then some part of the next ones
+    time.sleep(random.Random(trial).random() / 5)
+    os.close(saved)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     model = nn.Linear(1000, 1000)
@@ -171,7 +176,7 @@ def test_run_killed_while_saving_is_resumable_20_of_20_times(tmp_path: Path) -> 
 
 def run_script(script: str, *args: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "ignore", "-c", script, *args]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize("name", ["model_final", "model_0000002"])
@@ -336,7 +341,7 @@ def test_two_workers_agree_with_the_first(tmp_path: Path, valid: bool) -> None:
         )
         for rank in range(2)
     ]
-    printed = [worker.communicate(timeout=60)[0].strip() for worker in workers]
+    printed = [worker.communicate(timeout=600)[0].strip() for worker in workers]
     assert printed == ["iteration 6" if valid else "NoValidCheckpoint"] * 2
 
 

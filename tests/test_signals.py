@@ -34,13 +34,14 @@ def test_work_that_may_be_left_is_left_at_once() -> None:
 def test_second_ctrl_c_is_a_keyboard_interrupt_but_not_within_a_second(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     with StopRequest() as stop:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)  # the launcher's copy
         signal.raise_signal(signal.SIGTERM)
         assert stop.signum == signal.SIGINT
-        later = time.monotonic() + 2
-        monkeypatch.setattr(time, "monotonic", lambda: later)
+        monkeypatch.setattr(time, "monotonic", lambda: now + 2)
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)

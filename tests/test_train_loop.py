@@ -236,7 +236,8 @@ def train_two(folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_workers_stop_together_where_one_diverges(tmp_path: Path) -> None:
-    launch(train_two, 2, dist_url="auto", args=(str(tmp_path),))
+    url = f"file://{tmp_path / 'rendezvous'}"
+    launch(train_two, 2, dist_url=url, args=(str(tmp_path),))
     for rank in (0, 1):
         said = json.loads((tmp_path / f"{rank}.json").read_text())
         assert "loss_b not finite (loss_a 0.5, loss_b nan) on images" in said["error"]

@@ -232,12 +232,15 @@ def run_or_stop(cfg: CfgNode, steps: int | None, resume: bool) -> None:
 
 @pytest.mark.fault
 @pytest.mark.slow
-def test_two_workers_resume_exactly(short_cfg: Callable[..., CfgNode]) -> None:
+def test_two_workers_resume_exactly(short_cfg: Callable[..., CfgNode], tmp_path: Path) -> None:
+    def train(*args: Any, name: str) -> None:
+        launch(run_or_stop, 2, dist_url=f"file://{tmp_path / name}", args=args)
+
     whole, parts = short_cfg("whole"), short_cfg("parts")
-    launch(run_or_stop, 2, dist_url="auto", args=(whole, None, False))
-    launch(run_or_stop, 2, dist_url="auto", args=(parts, 7, False))
+    train(whole, None, False, name="one")
+    train(parts, 7, False, name="two")
     assert (Path(parts.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_0000006.pth"
-    launch(run_or_stop, 2, dist_url="auto", args=(parts, None, True))
+    train(parts, None, True, name="three")
     assert_same(state(parts), state(whole))
 
 
