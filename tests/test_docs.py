@@ -87,6 +87,8 @@ ELSEWHERE = {
     "python tools/make_tiny_checkpoint.py": "tests/test_make_tiny_checkpoint.py",
     "python tools/web.py": "tests/test_web.py::test_page_in_a_browser",
     "python -m inspose_d2.data.synthetic": "tests/test_synthetic.py",
+    "python tools/watch_kp_nets.py": "tests/test_training_stability.py::"
+    "test_watcher_prints_a_row_for_each_step",
     "python tools/select_keypoints.py": "tests/test_keypoint_sets.py::"
     "test_five_keypoints_are_trained_and_evaluated",
     "python tools/prepare_crowdpose.py": "tests/test_keypoint_sets.py::"

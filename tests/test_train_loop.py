@@ -234,6 +234,32 @@ def train_two(folder: str) -> None:
     comm.synchronize()  # gloo does not like an early end of the other
 
 
+def train_two_dead(folder: str) -> None:
+    """One of two workers: the nets are dead on the first at once, on the second from step 5."""
+    late = comm.get_rank() * 5
+    nets = Nets([0.5] * late + [0.0] * (DEAD_STEPS + 5))
+    optimizer = torch.optim.SGD(nets.parameters(), lr=0.0)
+    model = create_ddp_model(nets, device_ids=None)
+    loop = TrainLoop(model, iter(lambda: BATCH, None), optimizer, stop=StopRequest())
+
+    def run() -> None:
+        while True:
+            loop.run_step()
+            storage.step()
+
+    with EventStorage() as storage, pytest.raises(DeadKPNetsError):
+        run()
+    Path(folder, str(comm.get_rank())).write_text(str(storage.iter))
+    comm.synchronize()
+
+
+@pytest.mark.slow
+def test_two_workers_stop_together_once_the_nets_of_both_are_dead(tmp_path: Path) -> None:
+    launch(train_two_dead, 2, dist_url="auto", args=(str(tmp_path),))
+    for rank in (0, 1):
+        assert (tmp_path / str(rank)).read_text() == str(5 + DEAD_STEPS - 1)
+
+
 @pytest.mark.slow
 def test_two_workers_stop_together_where_one_diverges(tmp_path: Path) -> None:
     url = f"file://{tmp_path / 'rendezvous'}"
