@@ -12,7 +12,12 @@ BACKGROUND = NOBODY
 
 
 def assign_locations(
-    locations: Locations, boxes: Tensor, *, radius: float, sizes_of_interest: list[int]
+    locations: Locations,
+    boxes: Tensor,
+    *,
+    radius: float,
+    sizes_of_interest: list[int],
+    nearest: bool = True,
 ) -> Tensor:
     """Give each location of one image the person it must find, or background.
 
@@ -27,6 +32,7 @@ def assign_locations(
         boxes: (N, 4) boxes of the persons to find, image pixels.
         radius: half side of the centre square in strides.
         sizes_of_interest: bounds between the ranges of the levels in pixels, one fewer than levels.
+        nearest: whether a person whom no location fits gets the nearest; not in the authors' code.
 
     Returns:
         (L,) int64: index of the person or ``BACKGROUND``.
@@ -37,19 +43,23 @@ def assign_locations(
     half_region = half_size.minimum(radius * locations.strides[index][..., None])
     positive = in_range & (offset.abs() < half_region).all(dim=-1)
 
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    if not nearest:
+        costs = torch.where(positive, area[:, None], torch.inf)
+        return settle_claims(index, costs, len(locations.points))
+
     unfitted = ~positive.any(dim=1)
     distance = offset.square().sum(dim=-1).masked_fill(~in_range, torch.inf)
     distance, column = distance.min(dim=1)
-    nearest = index.gather(1, column[:, None])[:, 0]
+    place = index.gather(1, column[:, None])[:, 0]
     # A location outside the windows is at least radius strides from the centre: one that is nearer
     # is the nearest of all.
     far = (unfitted & (distance >= (radius * locations.strides.min()) ** 2)).nonzero()[:, 0]
-    nearest[far] = _nearest_locations(locations, boxes[far], sizes_of_interest)
+    place[far] = _nearest_locations(locations, boxes[far], sizes_of_interest)
 
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     claims = torch.cat([positive, unfitted[:, None]], dim=1)
     return settle_claims(
-        torch.cat([index, nearest[:, None]], dim=1),
+        torch.cat([index, place[:, None]], dim=1),
         torch.where(claims, area[:, None], torch.inf),
         len(locations.points),
     )

@@ -93,11 +93,56 @@ def encode_disk_offsets(
     distance = distance.masked_fill(distance > radius**2, torch.inf)
     owner = settle_claims(cell.flatten(1), distance.flatten(1), num_keypoints * height * width)
 
+    return _offsets_of_owners(owner, point, (num_keypoints, height, width))
+
+
+def encode_square_offsets(
+    keypoints: Tensor, radius: Tensor, stride: int, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Write the offset to the keypoint into every cell of a square around its own.
+
+    What the authors' code does where the paper has disks. Where squares of the same keypoint of
+    several persons overlap, the shorter offset wins, then the person with the lower index.
+
+    Args:
+        keypoints: (N, K, 3).
+        radius: (N,) half sides of the squares of each person, whole cells.
+        stride: image pixels per cell.
+        size: (H, W) of the map.
+
+    Returns:
+        As :func:`encode_disk_offsets`.
+    """
+    (height, width), num_keypoints = size, keypoints.shape[1]
+    person, channel, point = _labelled_points(keypoints, stride)  # (M,), (M,), (M, 2)
+    reach = int(radius.max()) if len(radius) else 0
+    steps = torch.arange(-reach, reach + 1, device=point.device)
+    window = _cells(point, size)[..., None] + steps  # (M, 2, S) columns and rows
+    last = _last_cell(window, size)[:, None]
+    inside = (window >= 0) & (window <= last) & (steps.abs() <= radius[person][:, None, None])
+    column, row = window.clamp(min=0).minimum(last).unbind(1)
+    cell = ((channel[:, None] * height + row) * width)[..., None] + column[:, None]  # (M, S, S)
+    square = (point[..., None] - window).square().masked_fill(~inside, torch.inf)
+    distance = square[:, 0, None] + square[:, 1, :, None]
+    owner = settle_claims(cell.flatten(1), distance.flatten(1), num_keypoints * height * width)
+    return _offsets_of_owners(owner, point, (num_keypoints, height, width))
+
+
+def _offsets_of_owners(
+    owner: Tensor, point: Tensor, shape: tuple[int, int, int]
+) -> tuple[Tensor, Tensor]:
+    """Offsets (2K, H, W) from the cells to the points that own them, and where there are any.
+
+    Args:
+        owner: (K * H * W,) number of the point, or ``NOBODY``.
+        point: (M, 2) map coordinates.
+        shape: (K, H, W).
+    """
     mask = owner != NOBODY
     owned = point.index_select(0, owner[mask])
-    mask = mask.view(num_keypoints, height, width)
+    mask = mask.view(shape)
     k, row, column = mask.nonzero(as_tuple=True)
-    offsets = point.new_zeros(num_keypoints, 2, height, width)
+    offsets = point.new_zeros(shape[0], 2, *shape[1:])
     offsets[k, :, row, column] = owned - torch.stack([column, row], dim=1)
     return offsets.flatten(0, 1), mask
 

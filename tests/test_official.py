@@ -12,13 +12,15 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances, Keypoints
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventStorage
 from torch import Tensor
 
 from inspose_d2 import InsPoseOfficial, InsPosePredictor, get_cfg
 from inspose_d2.data.images import ResizeShortestEdge, read_image
 from inspose_d2.evaluation import InsPoseEvaluator
-from inspose_d2.geometry import Locations
+from inspose_d2.geometry import Locations, enclosing_boxes
 from inspose_d2.keypoint_maps import keypoint_maps_of
 from inspose_d2.official.convert import _convert
 from inspose_d2.official.decode import HALF_PIXEL, rescale
@@ -316,9 +318,51 @@ def test_keypoint_maps_are_those_that_scores_come_from(tiny_official: InsPoseOff
     assert_close(maps.probs.amax(dim=(2, 3)), ordinary.pred_keypoints[[1, 0]][..., 2], 1e-5)
 
 
-def test_training_mode_is_refused(tiny_official: InsPoseOfficial) -> None:
-    with pytest.raises(ValueError, match="cannot be trained yet"):
-        tiny_official.train()([{"image": noise((96, 128), 0)}])
+def annotated(keypoints: Tensor) -> Instances:
+    """Persons of an image of 96 x 128 with keypoints (n, 17, 3)."""
+    boxes = enclosing_boxes(keypoints, keypoints[..., 2] > 0)
+    return Instances(
+        (96, 128),
+        gt_boxes=Boxes(boxes),
+        gt_classes=torch.zeros(len(boxes), dtype=torch.int64),
+        gt_keypoints=Keypoints(keypoints),
+    )
+
+
+@pytest.mark.parametrize("num_persons", [0, 2])
+def test_losses_are_finite_and_reach_every_parameter(
+    tiny_official: InsPoseOfficial, num_persons: int
+) -> None:
+    xy = torch.rand(num_persons, 17, 2, generator=torch.Generator().manual_seed(0)) * 90
+    persons = annotated(torch.cat([xy, torch.full((num_persons, 17, 1), 2.0)], dim=2))
+    inputs = [{"image": noise((96, 128), seed), "instances": persons} for seed in (0, 1)]
+    with EventStorage():
+        losses = tiny_official.train()(inputs)
+    assert len(losses) == 7
+    assert all(x.isfinite() for x in losses.values())
+    sum(losses.values()).backward()
+    named = tiny_official.named_parameters()
+    assert [name for name, p in named if p.requires_grad and p.grad is None] == []
+
+
+def test_half_pixel_of_the_loader_is_taken_off_in_training(
+    tiny_official: InsPoseOfficial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keypoints = torch.full((1, 17, 3), 2.0)
+    keypoints[0, :, :2] = torch.linspace(10, 80, 34).view(17, 2)
+    inputs = {"image": noise((96, 128), 0), "instances": annotated(keypoints)}
+    inputs |= {"height": 48, "width": 32}  # resized by 2 in y, by 4 in x
+    seen = []
+    make = tiny_official.criterion.targets
+    monkeypatch.setattr(
+        tiny_official.criterion,
+        "targets",
+        lambda persons, *a: (seen.append(persons), make(persons, *a))[1],
+    )
+    with EventStorage():
+        tiny_official.train()([inputs])
+    expected = keypoints[..., :2] - torch.tensor([2.0, 1.0])
+    assert_close(seen[0][0].keypoints[..., :2], expected, 1e-5)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_official_criterion import OURS, criterion, persons_of_images
 from torch import nn
 from torchvision.ops import deform_conv2d
 
@@ -146,3 +147,43 @@ def test_parameters_of_chosen_locations_are_those_of_all(golden: Any, parts: Par
         params = parts.head.predict_params(features, poses, locations, some)
         expected = parts.head.predict_params(features, poses, locations, everywhere)
     torch.testing.assert_close(params, expected[chosen.flatten()], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_losses_of_the_authors_features_and_the_gradients_of_all_parameters(
+    golden: Any, parts: Parts
+) -> None:
+    numbers, persons = golden("loss_from_features"), persons_of_images(golden("gt"))
+    features = [torch.from_numpy(x) for x in golden.recipe("recipe").features(3)]
+    locations, losses = Locations.of(features, STRIDES), criterion()
+    targets = losses.targets(persons, locations, (32, 40))
+    where = targets.positives
+    logits, poses = parts.head(features)
+    deltas = torch.cat([x.flatten(2) for x in poses], dim=2).mT
+    dense = parts.dense_branch(features[0])
+    got = losses.losses(
+        targets,
+        persons,
+        person_logits=logits,
+        params=parts.head.params_everywhere(features, poses, where),
+        regressed=deltas[where.image, where.index].unflatten(1, (17, 2)),
+        keypoint_features=parts.keypoint_branch(features[0]),
+        heatmap_logits=parts.dense_branch.heatmap_pred(dense),
+        tags=parts.dense_branch.tag_pred(dense),
+        offsets=parts.dense_branch.offset_pred(dense),
+    )
+    for name, value in zip(numbers["names"], numbers["values_double_f64"].tolist(), strict=True):
+        assert got[OURS[str(name)]].item() == pytest.approx(value, rel=1e-5), name
+    sum(got.values()).backward()  # type: ignore[union-attr]
+    table, ours = dict(prefixes()), dict(parts.named_parameters())
+    norms = numbers["grad_norm_double_f64"].tolist()
+    for name, norm, first in zip(
+        numbers["param_names"], norms, numbers["grad_first8"], strict=True
+    ):
+        prefix, _, last = f"bbox_head.{name}".rpartition(".")
+        grad = ours[f"{table[prefix]}.{last}"].grad
+        assert grad is not None
+        assert grad.double().norm().item() == pytest.approx(norm, rel=1e-3), name
+        own = grad.flatten()[:8]
+        torch.testing.assert_close(own, first[: len(own)], rtol=1e-2, atol=2e-3 * norm)
+    parts.zero_grad()

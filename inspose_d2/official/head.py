@@ -212,6 +212,17 @@ class OfficialHead(nn.Module):
             start += height * width
         return params
 
+    def params_everywhere(
+        self, features: list[Tensor], poses: list[Tensor], candidates: Candidates
+    ) -> Tensor:
+        """Predict as :meth:`predict_params`, but run the towers of all levels and images.
+
+        So every parameter gets a gradient, and no size depends on the candidates.
+        """
+        levels = [self.params_features(x, pose) for x, pose in zip(features, poses, strict=True)]
+        patches = gather_patches(levels, candidates.image, candidates.index)
+        return convolve_patches(self.params_pred, patches)
+
 
 def star_points(pose: Tensor) -> Tensor:
     """Take the sampling points of a star convolution out of regressed poses.

@@ -7,14 +7,17 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import Instances
+from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
 from ..candidates import Candidates
 from ..config_check import check_model
+from ..data.keypoint_sets import oks_sigmas
 from ..geometry import Locations
 from ..image_model import ImageModel
 from ..kp_net import KPNet
-from .decode import Kept, enlarged_peaks, make_instances, rescale, select_poses
+from .criterion import OfficialCriterion, persons_of
+from .decode import HALF_PIXEL, Kept, enlarged_peaks, make_instances, rescale, select_poses
 from .head import DENSE_SCALE, DenseBranch, KeypointFeatures, OfficialHead
 
 
@@ -44,6 +47,7 @@ class InsPoseOfficial(ImageModel):
         kp_net: KPNet,
         keypoint_branch: KeypointFeatures,
         dense_branch: DenseBranch,
+        criterion: OfficialCriterion,
         in_features: list[str],
         score_threshold: float,
         topk_candidates: int,
@@ -61,6 +65,7 @@ class InsPoseOfficial(ImageModel):
             kp_net: runs the KP-Nets.
             keypoint_branch: shared input of the KP-Nets.
             dense_branch: offsets at the peaks.
+            criterion: targets and losses of training.
             in_features: pyramid levels of the head, finest first, which the branches see too.
             score_threshold: lowest person probability of a candidate.
             topk_candidates: most candidates of a level.
@@ -75,6 +80,7 @@ class InsPoseOfficial(ImageModel):
         self.kp_net = kp_net
         self.keypoint_branch = keypoint_branch
         self.dense_branch = dense_branch
+        self.criterion = criterion
         self.in_features = in_features
         self.score_threshold = score_threshold
         self.topk_candidates = topk_candidates
@@ -127,6 +133,13 @@ class InsPoseOfficial(ImageModel):
                 norm=node.NORM,
                 num_keypoints=node.NUM_KEYPOINTS,
             ),
+            "criterion": OfficialCriterion(
+                kp_net=kp_net,
+                oks_sigmas=oks_sigmas(cfg),
+                center_sampling_radius=node.CENTER_SAMPLING_RADIUS,
+                sizes_of_interest=node.SIZES_OF_INTEREST,
+                min_overlap=node.HEATMAP.MIN_OVERLAP,
+            ),
             "in_features": node.IN_FEATURES,
             "score_threshold": node.SCORE_THRESH_TEST,
             "topk_candidates": node.TOPK_CANDIDATES_TEST,
@@ -137,8 +150,8 @@ class InsPoseOfficial(ImageModel):
             "channels_last": torch.device(cfg.MODEL.DEVICE).type == "cpu",
         }
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
-        """Find poses.
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Compute losses in training, poses in evaluation.
 
         Images of one size are independent of each other. An image that is padded further than it
         would be alone gives other numbers: GroupNorm averages over the padding.
@@ -147,18 +160,16 @@ class InsPoseOfficial(ImageModel):
             batched_inputs: as :class:`InsPose` takes them.
 
         Returns:
-            Per image {"instances": ``Instances`` with pred_boxes (of the regressed poses), scores,
-            pred_classes and pred_keypoints (N, K, 3): x, y in pixels of the asked size, not
-            clipped, and the keypoint's score in [0, 1]}.
+            Training: dict of losses. Evaluation: per image {"instances": ``Instances`` with
+            pred_boxes (of the regressed poses), scores, pred_classes and pred_keypoints (N, K, 3):
+            x, y in pixels of the asked size, not clipped, and the keypoint's score in [0, 1]}.
         """
-        if self.training:
-            raise ValueError(
-                "InsPoseOfficial cannot be trained yet: call model.eval(), or train "
-                "configs/InsPose_R50_3x.yaml"
-            )
         images = self.preprocess_image(batched_inputs)
         predictions = self.predict(images.tensor)
         locations = self.locations_of(predictions)
+        if self.training:
+            return self.losses(predictions, locations, batched_inputs, images.image_sizes)
+
         poses = self.inference(predictions, locations, images.image_sizes)
         results = []
         for pose, inputs, (height, width) in zip(
@@ -189,6 +200,52 @@ class InsPoseOfficial(ImageModel):
         features = self.backbone(images)
         pyramid = [features[name] for name in self.in_features]
         return OfficialPredictions(pyramid, *self.head(pyramid))
+
+    def losses(
+        self,
+        predictions: OfficialPredictions,
+        locations: Locations,
+        batched_inputs: list[dict[str, Any]],
+        image_sizes: list[tuple[int, int]],
+    ) -> dict[str, Tensor]:
+        """Compare predictions with annotations.
+
+        Args:
+            predictions: of the network.
+            locations: of the padded images.
+            batched_inputs: "instances" per image, and "height" and "width" before it was resized.
+            image_sizes: (H, W) of each image without padding, pixels.
+
+        Returns:
+            The losses of :class:`OfficialCriterion`, finite, reaching every parameter that learns.
+        """
+        persons = []
+        for inputs, (height, width) in zip(batched_inputs, image_sizes, strict=True):
+            scale = (width / inputs.get("width", width), height / inputs.get("height", height))
+            shift = torch.tensor(scale, device=self.device) * -HALF_PIXEL
+            persons.append(persons_of(inputs["instances"].to(self.device), shift))
+        p3 = predictions.pyramid[0]
+        targets = self.criterion.targets(persons, locations, (p3.shape[2], p3.shape[3]))
+        positives = targets.positives
+        deltas = torch.cat([x.flatten(2) for x in predictions.poses], dim=2).mT  # (B, L, 2K)
+        dense, features = self.dense_branch(p3), self.keypoint_branch(p3)
+        params = self.head.params_everywhere(predictions.pyramid, predictions.poses, positives)
+        storage = get_event_storage()
+        storage.put_scalar("num_positives", len(positives.index))
+        if len(positives.index):
+            active = self.kp_net.active_units(params, positives, features)
+            storage.put_scalar("active_units", active.item())
+        return self.criterion.losses(
+            targets,
+            persons,
+            person_logits=predictions.person_logits,
+            params=params,
+            regressed=deltas[positives.image, positives.index].unflatten(1, (-1, 2)),
+            keypoint_features=features,
+            heatmap_logits=self.dense_branch.heatmap_pred(dense),
+            tags=self.dense_branch.tag_pred(dense),
+            offsets=self.dense_branch.offset_pred(dense),
+        )
 
     def inference(
         self,
