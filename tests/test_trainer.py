@@ -199,6 +199,21 @@ def short_cfg(tiny_cfg: Callable[..., CfgNode], tmp_path: Path) -> Callable[...,
 AMP = {"SOLVER.AMP.ENABLED": True}
 
 
+def test_trainer_fits_the_schedule_and_doubts_the_test_size(
+    short_cfg: Callable[..., CfgNode],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Trainer, "build_writers", lambda _: [])  # who would close their files?
+    sizes = {"INPUT.MIN_SIZE_TEST": 104, "DATASETS.TEST": ("synthetic_people_val",)}
+    trainer = Trainer(short_cfg("short", **sizes))
+    assert trainer.cfg.SOLVER.WARMUP_ITERS == 2
+    assert "SOLVER.WARMUP_ITERS 8 is more than a fifth of SOLVER.MAX_ITER 12" in caplog.text
+    assert "INPUT.MIN_SIZE_TEST 104 and MAX_SIZE_TEST 128 make" not in caplog.text  # 128 in both
+    Trainer(short_cfg("large", **sizes, **{"INPUT.MAX_SIZE_TEST": 160}))
+    assert "INPUT.MIN_SIZE_TEST 104 and MAX_SIZE_TEST 160 make" in caplog.text
+
+
 @pytest.mark.fault
 @pytest.mark.parametrize(
     "settings",
