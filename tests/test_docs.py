@@ -97,7 +97,7 @@ ELSEWHERE = {
     "python -c": "tests/test_docs.py::test_python_of_a_command_runs",
 }
 # Configs that a page tells to write, and one to read in their place.
-OWN_CONFIGS = {"fish.yaml", "five.yaml"}
+OWN_CONFIGS = {"fish.yaml", "photos.yaml", "torso.yaml"}
 STAND_IN = "quick/synthetic_people_tiny"
 
 PROGRAMS = "python|make|pip|torchrun|tensorboard|sha256sum|sbatch"
@@ -284,6 +284,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     }
     (folder / "small.yaml").write_text(json.dumps(small))
     shutil.copytree(images, folder / "photos")
+    (folder / "inspose_d2").symlink_to(ROOT / "inspose_d2")
     shutil.copy(next(images.iterdir()), folder / "image.jpg")
     coco = folder / "coco"
     shutil.copytree(images, coco / "train2017")
@@ -305,7 +306,7 @@ def evaluation(weights: str) -> list[str]:
 
 
 NEEDS_MORE = re.compile(
-    r"--num-machines|test-dev|webcam|SOLVER\.REFERENCE|model_0054999|output/five|official\.pth|rcnn_R_50|resnet50"
+    r"--num-machines|test-dev|webcam|SOLVER\.REFERENCE|model_0054999|output/torso|official\.pth|rcnn_R_50|resnet50"
 )
 SMALL_COMMANDS = sorted(
     {
@@ -347,15 +348,15 @@ WALKS = [b for d in DOCUMENTS for _, b in BLOCK.findall(d.read_text()) if is_wal
 @pytest.mark.slow
 @pytest.mark.parametrize("block", WALKS)
 def test_commands_that_build_on_each_other_run(block: str, tmp_path: Path) -> None:
-    for name in ("train_net.py", "tools", "configs"):
+    for name in ("train_net.py", "tools", "configs", "inspose_d2"):
         (tmp_path / name).symlink_to(ROOT / name)
-    for option, small in {"num-images 400": 12, "num-images 50": 6, "MAX_ITER 60": 2}.items():
+    for option, small in {"num-images 400": 12, "num-images 50": 6, "MAX_ITER 100": 2}.items():
         assert option in block
         block = block.replace(option, f"{option.split()[0]} {small}")
     script = f'set -e\npython() {{ "{sys.executable}" "$@"; }}\n{block}'
     env = {**os.environ, "PYTHONPATH": str(ROOT), "DETECTRON2_DATASETS": "datasets"}
     subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, check=True)
-    assert list((tmp_path / "output" / "five" / "drawn" / "poses").iterdir())
+    assert list((tmp_path / "output" / "torso" / "drawn" / "poses").iterdir())
 
 
 def test_config_of_the_custom_keypoints_is_one(tmp_path: Path) -> None:

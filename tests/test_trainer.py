@@ -196,9 +196,6 @@ def short_cfg(tiny_cfg: Callable[..., CfgNode], tmp_path: Path) -> Callable[...,
     return make
 
 
-AMP = {"SOLVER.AMP.ENABLED": True}
-
-
 def test_trainer_fits_the_schedule_and_doubts_the_test_size(
     short_cfg: Callable[..., CfgNode],
     caplog: pytest.LogCaptureFixture,
@@ -212,6 +209,9 @@ def test_trainer_fits_the_schedule_and_doubts_the_test_size(
     assert "INPUT.MIN_SIZE_TEST 104 and MAX_SIZE_TEST 128 make" not in caplog.text  # 128 in both
     Trainer(short_cfg("large", **sizes, **{"INPUT.MAX_SIZE_TEST": 160}))
     assert "INPUT.MIN_SIZE_TEST 104 and MAX_SIZE_TEST 160 make" in caplog.text
+
+
+AMP = {"SOLVER.AMP.ENABLED": True}
 
 
 @pytest.mark.fault
