@@ -8,6 +8,8 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from inspose_d2 import kp_net_check
+
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -42,7 +44,7 @@ def test_training_step_is_finite(
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize("backend", ["auto", "torch", "grouped"])
 def test_losses_and_poses_equal_those_of_the_cpu(
     tiny_cfg: Make, make_instances: Make, backend: str
 ) -> None:
@@ -66,3 +68,4 @@ def test_losses_and_poses_equal_those_of_the_cpu(
     with torch.no_grad():
         poses, cuda_poses = (m(inputs)[0]["instances"].to("cpu") for m in (cpu, cuda))
     torch.testing.assert_close(cuda_poses.scores, poses.scores, rtol=1e-2, atol=1e-3)
+    assert not kp_net_check._problems  # or "auto" has compared matrix products
