@@ -70,6 +70,7 @@ ELSEWHERE = {
     "test_latency_report_has_every_number_of_persons",
     "python tools/analyze.py": "tests/test_analyze.py::test_parts_add_up_to_the_whole",
     "python tools/gpu_report.py": "tests/test_gpu_report.py::test_every_part_runs_on_tiny_models",
+    "python tools/benchmark_official.py": "nowhere: a benchmark that no test repeats",
     "python tools/benchmark_load.py": "tests/test_benchmark_load.py",
     "python tools/benchmark_draw.py": "nowhere: a benchmark that no test repeats",
     "python tools/hold_out.py": "tests/test_hold_out.py",

@@ -12,7 +12,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances, Keypoints
 from torch import Tensor, nn
 
-from inspose_d2 import InsPose
+from inspose_d2 import InsPose, InsPoseOfficial
 
 INSPOSE, BACKBONE = "InsPose", "InsPose, backbone + FPN alone"
 PEER, PEER_CHANNELS_LAST = "Keypoint R-CNN", "Keypoint R-CNN, channels-last"
@@ -135,7 +135,7 @@ def find_persons(model: nn.Module, num_persons: int) -> None:
     its keypoint head gets: the cost of its keypoints depends on the sizes of the boxes, and
     random weights give none of a person's.
     """
-    if isinstance(model, InsPose):
+    if isinstance(model, InsPose | InsPoseOfficial):
         force_persons(model, num_persons)
         return
     heads = model.roi_heads
