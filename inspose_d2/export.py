@@ -128,7 +128,7 @@ def export_onnx(model: InsPose, path: str | os.PathLike[str]) -> None:
     """
     with torch.no_grad():
         program = torch.onnx.export(
-            InsPoseGraph(model),
+            InsPoseGraph(model).eval(),
             (_example(),),
             dynamo=True,
             dynamic_shapes={"image": {1: "height", 2: "width"}},
