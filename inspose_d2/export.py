@@ -2,6 +2,7 @@
 
 import copy
 import os
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,8 @@ from .candidates import Candidates
 from .geometry import Locations
 from .inspose import InsPose
 from .kp_net import KPNet, find_peaks
+from .official import InsPoseOfficial
+from .official.export import OfficialGraph
 from .postprocess import best_poses
 
 OUTPUTS = ("boxes", "scores", "keypoints")
@@ -105,21 +108,27 @@ class _KPNetAtOnce(KPNet):
         return maps.index_select(-1, torch.arange(size[1]))
 
 
-def export_program(model: InsPose) -> ExportedProgram:
+def graph_of(model: InsPose | InsPoseOfficial) -> nn.Module:
+    """Make the graph of a model: an image (3, H, W) in, boxes, scores and keypoints out."""
+    graph: Any = OfficialGraph if isinstance(model, InsPoseOfficial) else InsPoseGraph
+    return graph(model)
+
+
+def export_program(model: InsPose | InsPoseOfficial) -> ExportedProgram:
     """Export a model with ``torch.export``.
 
     Args:
         model: on the CPU; stays as it is.
 
     Returns:
-        Program of :class:`InsPoseGraph` for images of any height and width above 128 pixels.
+        Program of :func:`graph_of` for images of any height and width above 128 pixels.
     """
     sizes = {"image": {1: Dim.DYNAMIC, 2: Dim.DYNAMIC}}
     with torch.no_grad():
-        return torch.export.export(InsPoseGraph(model), (_example(),), dynamic_shapes=sizes)
+        return torch.export.export(graph_of(model), (_example(),), dynamic_shapes=sizes)
 
 
-def export_onnx(model: InsPose, path: str | os.PathLike[str]) -> None:
+def export_onnx(model: InsPose | InsPoseOfficial, path: str | os.PathLike[str]) -> None:
     """Write a model as an ONNX file, for images of any height and width.
 
     Args:
@@ -128,7 +137,7 @@ def export_onnx(model: InsPose, path: str | os.PathLike[str]) -> None:
     """
     with torch.no_grad():
         program = torch.onnx.export(
-            InsPoseGraph(model).eval(),
+            graph_of(model).eval(),
             (_example(),),
             dynamo=True,
             dynamic_shapes={"image": {1: "height", 2: "width"}},

@@ -20,6 +20,7 @@ from torch import Tensor
 from inspose_d2 import InsPoseOfficial, InsPosePredictor, get_cfg
 from inspose_d2.data.images import ResizeShortestEdge, read_image
 from inspose_d2.evaluation import InsPoseEvaluator
+from inspose_d2.export import export_onnx, export_program, graph_of
 from inspose_d2.geometry import Locations, enclosing_boxes
 from inspose_d2.keypoint_maps import keypoint_maps_of
 from inspose_d2.official.convert import _convert
@@ -380,3 +381,66 @@ def test_what_this_model_cannot_is_refused_by_key(
     tiny_official_cfg.merge_from_list([key, value])
     with pytest.raises(ValueError, match=rf"{key} must be .* InsPoseOfficial; got {value}"):
         build_model(tiny_official_cfg)
+
+
+def poses_of(model: InsPoseOfficial, image: Tensor) -> list[Tensor]:
+    """What the model finds, in the order of the graph."""
+    poses = model([{"image": image}])[0]["instances"]
+    return [poses.pred_boxes.tensor, poses.scores, poses.pred_keypoints]
+
+
+def assert_same_poses(got: Any, expected: list[Tensor]) -> None:
+    for own, theirs, atol in zip(got, expected, (0.1, 1e-4, 0.1), strict=True):
+        assert_close(torch.as_tensor(own), theirs, atol)
+
+
+@torch.no_grad()
+def test_exported_graph_gives_the_poses_of_the_model(tiny_official: InsPoseOfficial) -> None:
+    tiny_official.max_poses = 20
+    graph = graph_of(tiny_official)
+    for size in ((96, 128), (97, 210), (31, 33)):
+        image = noise(size, 0)
+        expected = poses_of(tiny_official, image)
+        assert len(expected[0]) > 5
+        assert_same_poses(graph(image), expected)
+
+
+@torch.no_grad()
+def test_exported_graph_finds_one_pose_and_none(tiny_official: InsPoseOfficial) -> None:
+    image = noise((96, 128), 0)
+    tiny_official.head.cls_score.weight.mul_(0.1)  # or the best scores are all 1
+    images = tiny_official.preprocess_image([{"image": image}]).tensor
+    scores = tiny_official.predict(images).person_logits[0].sigmoid().topk(2).values
+    tiny_official.max_poses = 5
+    for count, threshold in ((0, 1.0), (1, (scores[0] + scores[1]).item() / 2)):
+        tiny_official.score_threshold = threshold
+        got = graph_of(tiny_official)(image)
+        assert [len(x) for x in got] == [count] * 3
+        assert_same_poses(got, poses_of(tiny_official, image))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_program_finds_the_poses_of_pytorch(tiny_official: InsPoseOfficial) -> None:
+    tiny_official.max_poses, tiny_official.score_threshold = 3, 0.0
+    tiny_official.head.cls_score.weight.mul_(0.1)  # or the best scores are all 1
+    program = export_program(tiny_official).module()
+    for size in ((232, 328), (160, 410)):
+        image = noise(size, 0)
+        assert_same_poses(program(image), poses_of(tiny_official, image))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_onnx_runtime_finds_the_poses_of_pytorch(
+    tiny_official: InsPoseOfficial, tmp_path: Path
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    tiny_official.max_poses, tiny_official.score_threshold = 3, 0.0
+    tiny_official.head.cls_score.weight.mul_(0.1)  # or the best scores are all 1
+    export_onnx(tiny_official, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for size in ((232, 328), (160, 410)):
+        image = noise(size, 0)
+        got = session.run(None, {"image": image.numpy()})
+        assert_same_poses(got, poses_of(tiny_official, image))
