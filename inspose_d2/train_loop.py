@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from .signals import Interrupted, StopRequest
 
-DEAD_STEPS = 30  # without an active unit in any KP-Net, until training stops
+DEAD_STEPS = 30  # with dead KP-Nets, until training stops
+DEAD_SHARE = 0.02  # of active units at most: a stray one now and then brings no net back to life
 LOWEST_SCALE = 1.0  # of the gradient scaler, which begins at 65536 and halves at each overflow
 
 
@@ -55,7 +56,7 @@ class TrainLoop(SimpleTrainer):
     is asked to stop tells the others before they wait for it.
 
     Attributes:
-        dead_steps: how many steps in a row, up to now, no KP-Net has had an active unit.
+        dead_steps: how many steps in a row, up to now, the KP-Nets have been dead.
         is_updating: whether an optimizer step has begun and not ended: then the weights are of no
             whole step.
     """
@@ -213,13 +214,14 @@ class TrainLoop(SimpleTrainer):
         return share if step == storage.iter else None
 
     def _count_dead_steps(self, active: list[float]) -> None:
-        """Stop where no worker that has persons has had an active unit for `DEAD_STEPS`."""
+        """Stop where the nets of all workers that have persons were dead for `DEAD_STEPS`."""
         if active:
-            self.dead_steps = 0 if any(active) else self.dead_steps + 1
+            self.dead_steps = 0 if max(active) > DEAD_SHARE else self.dead_steps + 1
         if self.dead_steps >= DEAD_STEPS:
             raise DeadKPNetsError(
-                f"iteration {self.iter}: the KP-Nets are dead: for {DEAD_STEPS} steps no unit of "
-                "their last hidden layer has answered to the image, for any person"
+                f"iteration {self.iter}: the KP-Nets are dead: for {DEAD_STEPS} steps at most "
+                f"{DEAD_SHARE:.0%} of the units of their last hidden layer have answered to the "
+                "image"
             )
 
     def state_dict(self) -> dict[str, Any]:

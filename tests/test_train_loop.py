@@ -177,8 +177,10 @@ def steps_until_dead(shares: Sequence[float | None]) -> int | None:
 def test_dead_nets_stop_training_and_living_ones_do_not() -> None:
     dead: list[float | None] = [0.0] * DEAD_STEPS
     assert steps_until_dead([0.5, 0.1, *dead]) == DEAD_STEPS + 1
-    assert steps_until_dead([*dead[1:], 0.01, *dead[1:]]) is None
-    assert steps_until_dead([0.01] * 3 * DEAD_STEPS) is None
+    assert steps_until_dead([*dead[1:], 0.03, *dead[1:]]) is None
+    assert steps_until_dead([0.03] * 3 * DEAD_STEPS) is None
+    stray: list[float | None] = [0.0, 0.01] * DEAD_STEPS
+    assert steps_until_dead(stray) == DEAD_STEPS - 1
 
 
 def test_batches_without_persons_neither_start_nor_end_the_count() -> None:
