@@ -2,11 +2,12 @@
 
 import logging
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 from detectron2.utils.logger import setup_logger
 
-STREAMS = []
+STREAMS: list[TextIO] = []
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -18,4 +19,6 @@ def test_a_log_ends_with_its_test(tmp_path: Path, number: int) -> None:
     setup_logger(str(tmp_path))
     logger.info("test %d", number)
     assert (tmp_path / "log.txt").read_text().count("test") == 1
-    STREAMS.append(logger.handlers[-1].stream)
+    handler = logger.handlers[-1]
+    assert isinstance(handler, logging.StreamHandler)
+    STREAMS.append(handler.stream)

@@ -172,7 +172,8 @@ def test_similarity_of_poses_is_oks_with_the_smaller_area() -> None:
 @pytest.mark.parametrize("threshold", [0.0, 0.2, 0.5, 1.0])
 def test_nms_of_poses_is_that_of_the_definition(threshold: float, max_poses: int) -> None:
     keypoints, scores, sigmas = random_people(20, 60)
-    areas, expected = body_areas(keypoints), []
+    areas = body_areas(keypoints)
+    expected: list[int] = []
     for number in scores.argsort(descending=True):
         pair_areas = torch.minimum(areas[number], areas[expected])
         this = keypoints[number].expand(len(expected), -1, -1)
