@@ -1,6 +1,7 @@
 """Batch, rate and steps on any number of workers; runs that are interrupted, fail and resume."""
 
 import contextlib
+import logging
 import json
 import math
 import signal
@@ -113,7 +114,8 @@ def test_schedules_of_the_project_are_left_as_they_are(
     for workers in (1, 8):
         cfg = Trainer.auto_scale_workers(load(f"{name}.yaml"), workers)
         assert Trainer.fit_schedule(cfg) == cfg
-    assert not caplog.text
+    # Detectron2 tells how it scales, where an earlier test has let its logger talk.
+    assert [x.getMessage() for x in caplog.records if x.levelno >= logging.WARNING] == []
 
 
 def test_cosine_ignores_steps(caplog: pytest.LogCaptureFixture) -> None:
