@@ -1,8 +1,8 @@
 """Batch, rate and steps on any number of workers; runs that are interrupted, fail and resume."""
 
 import contextlib
-import logging
 import json
+import logging
 import math
 import signal
 from collections.abc import Callable
