@@ -71,12 +71,16 @@ def test_configs_of_inspose_clip_and_those_of_the_peer_do_not_inherit_it() -> No
 @pytest.mark.slow
 @pytest.mark.fault
 def test_alarm_stops_the_unclipped_run_within_100_steps(tmp_path: Path) -> None:
-    # Where the nets explode before they die the guard against NaN may be first.
+    # A longer warm-up than elsewhere: at a higher rate the nets may explode again and again, and
+    # the guard against NaN may be first. Rounding decides, so three seeds may try.
+    unclipped = {"SOLVER.CLIP_GRADIENTS.ENABLED": False, "SOLVER.WARMUP_ITERS": 200}
     for seed in (1, 2, 3):
-        with pytest.raises(DivergedError) as stop:
-            hard_run(tmp_path / str(seed), seed, 100, **{"SOLVER.CLIP_GRADIENTS.ENABLED": False})
-        if stop.type is DeadKPNetsError:
+        try:
+            hard_run(tmp_path / str(seed), seed, 100, **unclipped)
+        except DeadKPNetsError:
             return
+        except DivergedError:
+            continue
     pytest.fail("the alarm has fired for no seed")
 
 
