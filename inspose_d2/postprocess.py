@@ -38,7 +38,7 @@ def body_areas(keypoints: Tensor) -> Tensor:
     Returns:
         (N,) square pixels, at least 1.
     """
-    outer = round(keypoints.shape[1] / 10)
+    outer = (keypoints.shape[1] + 4) // 10  # not round(): a shape may be a tensor
     inner = keypoints[..., :2].sort(dim=1).values
     return (inner[:, -1 - outer] - inner[:, outer]).clamp(min=1).prod(dim=1)
 
