@@ -1,11 +1,12 @@
-"""What the architectures here share before their network begins: the batch of images."""
+"""What the architectures here share around their networks: images in, poses out."""
 
 from typing import Any
 
 import torch
 from detectron2.layers import move_device_like
 from detectron2.modeling import Backbone
-from detectron2.structures import ImageList
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 
@@ -47,6 +48,33 @@ class ImageModel(nn.Module):
             self.backbone.size_divisibility,
             padding_constraints=self.backbone.padding_constraints,
         )
+
+    @staticmethod
+    def postprocess(poses: Instances, height: int, width: int) -> Instances:
+        """Scale poses from pixels of the network input to those of the asked size."""
+        return detector_postprocess(poses, height, width)
+
+    def results_of(
+        self,
+        poses: list[Instances],
+        batched_inputs: list[dict[str, Any]],
+        image_sizes: list[tuple[int, int]],
+    ) -> list[dict[str, Instances]]:
+        """Scale the poses of a batch to the sizes that its inputs ask for.
+
+        Args:
+            poses: per image, in pixels of the network input.
+            batched_inputs: with "height" and "width" where another size than the input's is asked.
+            image_sizes: (H, W) of each image without padding, pixels.
+
+        Returns:
+            Per image {"instances": poses}.
+        """
+        results = []
+        for pose, inputs, (height, width) in zip(poses, batched_inputs, image_sizes, strict=True):
+            asked = inputs.get("height", height), inputs.get("width", width)
+            results.append({"instances": self.postprocess(pose, *asked)})
+        return results
 
     def normalize(self, image: Tensor) -> Tensor:
         """Bring the colours (C, H, W), 0 to 255, to the range that the backbone knows."""

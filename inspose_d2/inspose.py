@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
-from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
@@ -252,22 +251,11 @@ class InsPose(ImageModel):
             return self.losses(predictions, locations, instances)
 
         poses = self.inference(predictions, locations, images.image_sizes)
-        results = []
-        for pose, inputs, (height, width) in zip(
-            poses, batched_inputs, images.image_sizes, strict=True
-        ):
-            asked = inputs.get("height", height), inputs.get("width", width)
-            results.append({"instances": self.postprocess(pose, *asked)})
-        return results
+        return self.results_of(poses, batched_inputs, images.image_sizes)
 
     def locations_of(self, predictions: Predictions) -> Locations:
         """Give the locations that predictions are of."""
         return Locations.of(predictions.params_features, self.strides)
-
-    @staticmethod
-    def postprocess(poses: Instances, height: int, width: int) -> Instances:
-        """Scale poses from pixels of the network input to those of the asked size."""
-        return detector_postprocess(poses, height, width)
 
     def kp_net_inputs(
         self,
@@ -354,14 +342,7 @@ class InsPose(ImageModel):
         )
         with torch.no_grad():
             active = self.kp_net.active_units(params, targets.positives, features)
-        # All that the host needs to know, at once.
-        for name, value in zip(
-            ("num_positives", "active_units"),
-            torch.stack([num_positives, active]).tolist(),
-            strict=True,
-        ):
-            if not math.isnan(value):
-                get_event_storage().put_scalar(name, value)
+        _write_scalars(num_positives=num_positives, active_units=active)
 
         image_sizes = [x.image_size for x in instances]
         log_probs = self.kp_net.log_probs(params, targets.positives, features, targets.cells)
@@ -529,6 +510,13 @@ class InsPose(ImageModel):
         """Mix person probabilities (n,) with the scores of keypoints (n, K, 3)."""
         weight = self.keypoint_score_weight
         return scores ** (1 - weight) * keypoints[..., 2].mean(dim=1) ** weight
+
+
+def _write_scalars(**values: Tensor) -> None:
+    """Write numbers of a training step, but NaN; one wait for the device."""
+    for name, value in zip(values, torch.stack([*values.values()]).tolist(), strict=True):
+        if not math.isnan(value):
+            get_event_storage().put_scalar(name, value)
 
 
 def _check_map_stride(map_stride: int, feature_stride: int, size_divisibility: int) -> None:

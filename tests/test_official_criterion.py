@@ -79,15 +79,9 @@ def rows_of(inputs: dict[str, Tensor], name: str) -> Tensor:
     return torch.cat([inputs[f"{name}{i}"].flatten(2) for i in range(5)], dim=2).mT
 
 
-def test_losses_of_the_authors_outputs_and_their_gradients(golden: Any) -> None:
-    numbers, persons = golden("loss_from_outputs"), persons_of_images(golden("gt"))
-    inputs = leaves(golden.recipe("recipe").head_outputs(3))
-    locations = Locations.of([inputs[f"cls_scores{i}"] for i in range(5)], STRIDES)
-    losses = criterion()
-    targets = losses.targets(persons, locations, (32, 40))
+def losses_of(inputs: dict[str, Tensor], targets: Any, persons: list[Persons]) -> dict[str, Tensor]:
     where = targets.positives.image, targets.positives.index
-    assert len(where[0]) == 57
-    got = losses.losses(
+    return criterion().losses(
         targets,
         persons,
         person_logits=rows_of(inputs, "cls_scores")[..., 0],
@@ -98,6 +92,15 @@ def test_losses_of_the_authors_outputs_and_their_gradients(golden: Any) -> None:
         tags=inputs["ae_feat"],
         offsets=inputs["hm_offset_feat"],
     )
+
+
+def test_losses_of_the_authors_outputs_and_their_gradients(golden: Any) -> None:
+    numbers, persons = golden("loss_from_outputs"), persons_of_images(golden("gt"))
+    inputs = leaves(golden.recipe("recipe").head_outputs(3))
+    locations = Locations.of([inputs[f"cls_scores{i}"] for i in range(5)], STRIDES)
+    targets = criterion().targets(persons, locations, (32, 40))
+    assert len(targets.positives.index) == 57
+    got = losses_of(inputs, targets, persons)
     assert got.keys() == set(OURS.values())
     for name, value in zip(numbers["names"], numbers["values_double_f64"].tolist(), strict=True):
         assert got[OURS[str(name)]].item() == pytest.approx(value, rel=1e-5), name
@@ -112,20 +115,8 @@ def test_batch_without_persons_has_finite_losses_that_reach_every_input(golden: 
     inputs = leaves(golden.recipe("recipe").head_outputs(1))
     locations = Locations.of([inputs[f"cls_scores{i}"] for i in range(5)], STRIDES)
     persons = [Persons(torch.zeros(0, 17, 3), torch.zeros(0, 4), torch.zeros(0))]
-    losses = criterion()
-    targets = losses.targets(persons, locations, (32, 40))
-    where = targets.positives.image, targets.positives.index
-    got = losses.losses(
-        targets,
-        persons,
-        person_logits=rows_of(inputs, "cls_scores")[..., 0],
-        params=rows_of(inputs, "controllers")[where],
-        regressed=rows_of(inputs, "offset_preds")[where].unflatten(1, (17, 2)),
-        keypoint_features=inputs["shared_feat"],
-        heatmap_logits=inputs["hm_feat"],
-        tags=inputs["ae_feat"],
-        offsets=inputs["hm_offset_feat"],
-    )
+    targets = criterion().targets(persons, locations, (32, 40))
+    got = losses_of(inputs, targets, persons)
     assert all(x.isfinite() for x in got.values())
     sum(got.values()).backward()  # type: ignore[union-attr]
     assert [name for name, x in inputs.items() if x.grad is None] == []

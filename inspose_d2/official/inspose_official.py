@@ -171,13 +171,7 @@ class InsPoseOfficial(ImageModel):
             return self.losses(predictions, locations, batched_inputs, images.image_sizes)
 
         poses = self.inference(predictions, locations, images.image_sizes)
-        results = []
-        for pose, inputs, (height, width) in zip(
-            poses, batched_inputs, images.image_sizes, strict=True
-        ):
-            asked = inputs.get("height", height), inputs.get("width", width)
-            results.append({"instances": self.postprocess(pose, *asked)})
-        return results
+        return self.results_of(poses, batched_inputs, images.image_sizes)
 
     def locations_of(self, predictions: OfficialPredictions) -> Locations:
         """Give the locations that predictions are of."""
