@@ -9,11 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from .config_files import ConfigError, did_you_mean
-from .data.keypoint_sets import unmirrored_keypoints, wrong_flip_pairs
 
 
 class Rule(NamedTuple):
@@ -145,20 +143,7 @@ def check_model(cfg: CfgNode) -> None:
     Raises:
         ConfigError: one line for each problem: the key, its value and the cure.
     """
-    _refuse(_model_problems(cfg))
-
-
-def check_config(cfg: CfgNode, *, training: bool = True) -> None:
-    """Refuse what training or evaluation would trip over, before anything is built.
-
-    Args:
-        cfg: the whole config; its data sets are looked up, not loaded.
-        training: False for evaluation alone, which reads nothing of ``SOLVER``.
-
-    Raises:
-        ConfigError: one line for each problem: the key, its value and the cure.
-    """
-    _refuse(_problems(cfg, training))
+    refuse(model_problems(cfg))
 
 
 def doubt_about_sizes(cfg: CfgNode) -> str:
@@ -191,24 +176,17 @@ def doubt_about_sizes(cfg: CfgNode) -> str:
     )
 
 
-def _refuse(problems: Iterator[str]) -> None:
+def refuse(problems: Iterator[str]) -> None:
+    """Raise a :class:`ConfigError` with all problems, one a line, where there are any."""
     lines = list(problems)
     if lines:
         raise ConfigError("\n".join(lines))
 
 
-def _problems(cfg: CfgNode, training: bool) -> Iterator[str]:
-    """What is wrong for a run."""
-    yield from _model_problems(cfg)
-    yield from _registered(cfg, "MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY)
-    if training:
-        yield from _training_problems(cfg)
-    yield from _data_problems(cfg, training)
-
-
-def _model_problems(cfg: CfgNode) -> Iterator[str]:
+def model_problems(cfg: CfgNode) -> Iterator[str]:
     """What is wrong with what a model is built from."""
     yield from _wrong_choices(cfg, MODEL_CHOICES)
+    yield from _registered(cfg, "MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY)
     yield from _registered(cfg, "MODEL.BACKBONE.NAME", BACKBONE_REGISTRY)
     yield from _device_problems(cfg)
     broken = list(_broken_rules(cfg, MODEL_RULES))
@@ -248,7 +226,7 @@ def _device_problems(cfg: CfgNode) -> Iterator[str]:
         yield f"MODEL.DEVICE is {device!r}, but PyTorch finds no CUDA device: set it to 'cpu'"
 
 
-def _training_problems(cfg: CfgNode) -> Iterator[str]:
+def training_problems(cfg: CfgNode) -> Iterator[str]:
     """What is wrong with the course of training."""
     yield from _wrong_choices(cfg, TRAINING_CHOICES)
     broken = list(_broken_rules(cfg, TRAINING_RULES))
@@ -264,85 +242,6 @@ def _training_problems(cfg: CfgNode) -> Iterator[str]:
     jitter = cfg["INPUT"]["SCALE_JITTER"]
     if not broken and (len(jitter) not in (0, 2) or list(jitter) != sorted(jitter)):
         yield f"INPUT.SCALE_JITTER must be (lowest, highest), or () for none; got {jitter}"
-
-
-def _data_problems(cfg: CfgNode, training: bool) -> Iterator[str]:
-    """What is wrong with the names of data sets and with their keypoints."""
-    k = cfg["MODEL"]["INSPOSE"]["NUM_KEYPOINTS"]
-    names = {key: cfg["DATASETS"][key] for key in (("TRAIN", "TEST") if training else ("TEST",))}
-    if not names["TRAIN" if training else "TEST"]:
-        key = "DATASETS.TRAIN" if training else "DATASETS.TEST"
-        yield f"{key} must name a data set, such as ('synthetic_people_val',); it is empty"
-    for key, name in ((key, name) for key, group in names.items() for name in group):
-        if name in DatasetCatalog:
-            yield from _metadata_problems(f"DATASETS.{key} {name!r}", name, k)
-            yield from _flip_problems(cfg, key, name)
-        else:
-            hint = did_you_mean(name, DatasetCatalog)
-            yield (
-                f"DATASETS.{key} names {name!r}, which is not registered.{hint} A data set of "
-                "yours stands in DATASETS.REGISTER, or is registered before, by "
-                "inspose_d2.register_coco_keypoints"
-            )
-    own = cfg["TEST"]["KEYPOINT_OKS_SIGMAS"]
-    for name in names["TEST"]:
-        known = name in DatasetCatalog
-        sigmas = own or (MetadataCatalog.get(name).get("keypoint_oks_sigmas") if known else None)
-        if len(sigmas or [0] * 17) != k:
-            got = len(sigmas) if sigmas else "none, which means the 17 of COCO"
-            yield (
-                f"TEST.KEYPOINT_OKS_SIGMAS must be {k} values, one for each of "
-                f"MODEL.INSPOSE.NUM_KEYPOINTS, or empty for keypoint_oks_sigmas of the metadata of "
-                f"{name!r}; got {got}"
-            )
-    orders = {
-        tuple(MetadataCatalog.get(name).get("keypoint_names") or ()): name
-        for group in names.values()
-        for name in group
-        if name in DatasetCatalog
-    }
-    orders.pop((), None)
-    if len(set(map(len, orders))) == 1 and len(orders) > 1:
-        yield (
-            f"the data sets {sorted(orders.values())} must have the same keypoint_names in the "
-            f"same order; got {[list(order) for order in orders]}"
-        )
-
-
-def _metadata_problems(what: str, name: str, k: int) -> Iterator[str]:
-    """What is wrong with the number of keypoints that a data set declares."""
-    metadata = MetadataCatalog.get(name)
-    keypoints = metadata.get("keypoint_names")
-    if keypoints is not None and len(keypoints) != k:
-        yield (
-            f"MODEL.INSPOSE.NUM_KEYPOINTS is {k}, but {what} has {len(keypoints)} keypoint_names: "
-            f"set it to {len(keypoints)}"
-        )
-
-
-def _flip_problems(cfg: CfgNode, split: str, name: str) -> Iterator[str]:
-    """What is wrong with the flip pairs of a data set; training cannot do without them."""
-    what, metadata = f"DATASETS.{split} {name!r}", MetadataCatalog.get(name)
-    keypoints, pairs = metadata.get("keypoint_names"), metadata.get("keypoint_flip_map")
-    if keypoints is None or pairs is None:
-        if split == "TRAIN":
-            yield (
-                f"{what} does not say keypoint_names and keypoint_flip_map (pairs of a left and a "
-                "right name), which flipped images need: set both by "
-                f"MetadataCatalog.get({name!r}).set(...)"
-            )
-        return
-    wrong = list(wrong_flip_pairs(keypoints, pairs))
-    yield from (f"{what}: keypoint_flip_map: {problem}" for problem in wrong)
-    views = cfg["TEST"]["AUG"]
-    cure = {"TRAIN": "INPUT.RANDOM_FLIP 'none'", "TEST": "TEST.AUG.FLIP False"}[split]
-    flips = {
-        "TRAIN": cfg["INPUT"]["RANDOM_FLIP"] == "horizontal",
-        "TEST": views["ENABLED"] and views["FLIP"],
-    }
-    if flips[split] and not wrong:
-        for problem in unmirrored_keypoints(keypoints, pairs):
-            yield f"{what}: {problem}. Mend keypoint_flip_map, or flip no images: {cure}"
 
 
 def _value(cfg: CfgNode, key: str) -> Any:

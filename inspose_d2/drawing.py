@@ -12,7 +12,7 @@ import numpy as np
 from detectron2.data.catalog import Metadata
 from detectron2.structures import Instances
 
-from .data.keypoint_sets import side_of
+from .data.keypoint_names import side_of
 
 # BGR. The paper's figure 2: left body blue, right body orange, the nose magenta.
 LEFT, RIGHT, MIDDLE = (255, 130, 40), (0, 140, 255), (255, 0, 255)

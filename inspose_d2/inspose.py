@@ -16,7 +16,6 @@ from torchvision.ops import clip_boxes_to_image
 from .branches import DiskOffsetBranch, HeatmapBranch, KeypointFeatureBranch
 from .candidates import Candidates, select_by_score
 from .config_check import check_model
-from .data.keypoint_sets import oks_sigmas
 from .geometry import Locations, map_size
 from .head import InsPoseHead
 from .image_model import ImageModel
@@ -31,7 +30,7 @@ from .losses import (
     quality_loss,
     regression_loss,
 )
-from .oks import object_keypoint_similarity
+from .oks import object_keypoint_similarity, oks_sigmas
 from .postprocess import boxes_of_poses, select_poses
 from .target_generator import PERSON, TargetGenerator, Targets
 

@@ -31,8 +31,9 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from .checkpoint import BestCheckpointer, CheckpointError, InsPoseCheckpointer
-from .config_check import check_config, doubt_about_sizes
+from .config_check import doubt_about_sizes
 from .data.annotations import check_annotations, in_memory
+from .data.check import check_config
 from .data.dataset_mapper import InsPoseDatasetMapper
 from .data.keypoint_sets import register_datasets
 from .data.train_loader import TrainingBatches, build_train_loader, mix

@@ -17,10 +17,10 @@ from inspose_d2.config_check import (
     MODEL_RULES,
     TRAINING_CHOICES,
     TRAINING_RULES,
-    check_config,
     check_model,
     doubt_about_sizes,
 )
+from inspose_d2.data.check import check_config
 from inspose_d2.trainer import Trainer
 
 NAN, INF = float("nan"), float("inf")

@@ -33,7 +33,7 @@ from torch.distributed.run import get_args_parser
 import inspose_d2
 from inspose_d2 import get_cfg
 from inspose_d2.checkpoint import CheckpointError
-from inspose_d2.config_check import check_config
+from inspose_d2.data.check import check_config
 from inspose_d2.data.synthetic import build_synthetic_people
 
 ROOT = Path(__file__).parent.parent

@@ -30,21 +30,20 @@ from select_keypoints import select_keypoints
 
 import train_net
 from inspose_d2 import ConfigError, InsPosePredictor, get_cfg, register_coco_keypoints
-from inspose_d2.config_check import check_config
 from inspose_d2.data import CROWDPOSE_NAMES, CROWDPOSE_SIGMAS
 from inspose_d2.data.annotations import check_annotations
+from inspose_d2.data.check import check_config
 from inspose_d2.data.dataset_mapper import InsPoseDatasetMapper
-from inspose_d2.data.keypoint_sets import (
-    COCO_SIGMAS,
-    DEFAULT_SIGMA,
+from inspose_d2.data.keypoint_names import (
     infer_flip_pairs,
-    register_datasets,
     side_of,
     unmirrored_keypoints,
     wrong_flip_pairs,
 )
+from inspose_d2.data.keypoint_sets import register_datasets
 from inspose_d2.data.synthetic import build_synthetic_people
 from inspose_d2.drawing import LEFT, RIGHT, draw_poses
+from inspose_d2.oks import COCO_SIGMAS, DEFAULT_SIGMA
 from inspose_d2.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent

@@ -8,10 +8,10 @@ from detectron2.structures import Boxes, Instances, Keypoints
 from torch import Tensor
 
 from inspose_d2 import get_cfg
-from inspose_d2.data.keypoint_sets import oks_sigmas
 from inspose_d2.geometry import Locations
 from inspose_d2.kp_net import KPNet
 from inspose_d2.official.criterion import OfficialCriterion, Persons, persons_of, tag_losses
+from inspose_d2.oks import oks_sigmas
 from inspose_d2.target_generator import CROWD
 
 STRIDES = [8, 16, 32, 64, 128]

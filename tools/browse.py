@@ -48,7 +48,7 @@ from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
 from inspose_d2 import InsPose, get_cfg
-from inspose_d2.config_check import check_config
+from inspose_d2.data.check import check_config
 from inspose_d2.data.images import read_image
 from inspose_d2.data.keypoint_sets import register_datasets
 from inspose_d2.drawing import draw_poses

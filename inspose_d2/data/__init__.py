@@ -25,7 +25,8 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.utils.file_io import PathHandler, PathManager
 
-from .keypoint_sets import connection_rules, infer_flip_pairs, register_coco_keypoints
+from .keypoint_names import connection_rules, infer_flip_pairs
+from .keypoint_sets import register_coco_keypoints
 
 __all__ = [
     "register_coco_keypoints",

@@ -8,38 +8,28 @@ The metadata of a set carries all that depends on its keypoints: ``keypoint_name
 import logging
 import math
 import os
-import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
-from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 from detectron2.utils import comm
-from pycocotools.cocoeval import Params
 
 from ..config_files import ConfigError
+from ..oks import COCO_SIGMAS, DEFAULT_SIGMA
 from .annotations import load_annotations
+from .keypoint_names import (
+    Pairs,
+    connection_rules,
+    infer_flip_pairs,
+    side_of,
+    unmirrored_keypoints,
+    wrong_flip_pairs,
+)
 
 logger = logging.getLogger(__name__)
-
-Pairs = Sequence[Sequence[str]]
-
-COCO_SIGMAS: dict[str, float] = dict(
-    zip(
-        COCO_PERSON_KEYPOINT_NAMES,
-        Params(iouType="keypoints").kpt_oks_sigmas.tolist(),
-        strict=True,
-    )
-)
-DEFAULT_SIGMA = round(sum(COCO_SIGMAS.values()) / len(COCO_SIGMAS), 3)  # 0.067
-SIDES = {"l": "left", "r": "right", "left": "left", "right": "right"}
-OPPOSITE = {"left": "right", "right": "left"}
-# Detectron2's Visualizer wants RGB; draw_poses has its own.
-RULE_COLORS = {"left": (40, 130, 255), "right": (255, 140, 0), "": (230, 230, 230)}
 
 
 def register_coco_keypoints(
@@ -104,25 +94,6 @@ def register_coco_keypoints(
     )
 
 
-def oks_sigmas(cfg: CfgNode) -> list[float]:
-    """Choose the sigmas of OKS for the keypoints of a config.
-
-    Args:
-        cfg: reads ``TEST.KEYPOINT_OKS_SIGMAS``, ``DATASETS`` and ``MODEL.INSPOSE.NUM_KEYPOINTS``.
-
-    Returns:
-        K values: the config's; else those of the first of its data sets that has K of them; else
-        COCO's where K is 17, ``DEFAULT_SIGMA`` for each where it is not.
-    """
-    k = cfg.MODEL.INSPOSE.NUM_KEYPOINTS
-    names = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
-    known = (
-        MetadataCatalog.get(x).get("keypoint_oks_sigmas") for x in names if x in DatasetCatalog
-    )
-    candidates = (cfg.TEST.KEYPOINT_OKS_SIGMAS, *known, COCO_SIGMAS.values(), [DEFAULT_SIGMA] * k)
-    return next(list(x) for x in candidates if x is not None and len(x) == k)
-
-
 def is_registered(name: str, json_file: str, image_root: str) -> bool:
     """Whether a name stands for these files."""
     if name not in DatasetCatalog:
@@ -163,77 +134,6 @@ def register_datasets(cfg: CfgNode, *, training: bool = True) -> None:
             ) from error
         except ValueError as error:
             raise ConfigError(f"DATASETS.REGISTER {name!r}: {error}") from error
-
-
-def side_of(name: str) -> tuple[str, str]:
-    """Side of a keypoint, "left", "right" or "", and what remains of its name.
-
-    The side is a word of its own (``left_eye``, ``Eye-Left``, ``leftEye``, ``lefteye``), or an L or
-    R at an end (``l_eye``, ``LEye``, ``eye_r``).
-    """
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-    parts = re.sub(r"^(left|right)", r"\1_", words)
-    found = [x for x in re.split(r"[\W_]+", parts) if x]
-    for i, word in enumerate(found):
-        is_letter = len(word) == 1
-        if word in SIDES and not (is_letter and (0 < i < len(found) - 1 or len(found) == 1)):
-            return SIDES[word], " ".join(found[:i] + found[i + 1 :])
-    return "", " ".join(found)
-
-
-def infer_flip_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs (left, right) of names that differ in the side alone."""
-    by_side = {side_of(name): name for name in names}
-    return [
-        (name, by_side["right", rest])
-        for (side, rest), name in by_side.items()
-        if side == "left" and ("right", rest) in by_side
-    ]
-
-
-def wrong_flip_pairs(names: Sequence[str], pairs: Pairs) -> Iterator[str]:
-    """What makes pairs no map that leads back to each keypoint when it is applied twice."""
-    odd = [pair for pair in pairs if isinstance(pair, str) or len(set(pair)) != 2]
-    if odd:
-        yield f"{odd} are no pairs of two different keypoints"
-        return
-    in_pairs = Counter(name for pair in set(map(frozenset, pairs)) for name in pair)
-    unknown = sorted(in_pairs.keys() - set(names))
-    if unknown:
-        yield f"{unknown} are no keypoint_names"
-    several = sorted(name for name, count in in_pairs.items() if count > 1)
-    if several:
-        yield f"{several} are in several pairs: a keypoint changes places with one other"
-
-
-def unmirrored_keypoints(names: Sequence[str], pairs: Pairs) -> Iterator[str]:
-    """Which left and right keypoints the pairs do not exchange with their counterparts."""
-    partner = {a: b for pair in pairs for a, b in (pair, reversed(pair))}
-    by_side = {side_of(name): name for name in names}
-    for name in names:
-        side, rest = side_of(name)
-        if not side:
-            continue
-        other, counterpart = partner.get(name), by_side.get((OPPOSITE[side], rest))
-        if other is None:
-            cure = f"pair it with {counterpart!r}" if counterpart else "it has no counterpart"
-            yield f"{name!r} is in no flip pair: {cure}"
-        elif counterpart and other != counterpart:
-            yield f"{name!r} is paired with {other!r} instead of {counterpart!r}"
-        elif side_of(other)[0] == side:
-            yield f"{name!r} is paired with {other!r}, which is {side} too"
-
-
-def connection_rules(
-    names: Sequence[str], skeleton: Sequence[Sequence[int]]
-) -> list[tuple[str, str, tuple[int, int, int]]]:
-    """Detectron2's form of a skeleton of pairs of indices from 0, coloured by side."""
-    rules = []
-    for i, j in skeleton:
-        sides = {side_of(names[k])[0] for k in (i, j)} - {""}
-        color = RULE_COLORS[sides.pop() if len(sides) == 1 else ""]
-        rules.append((names[i], names[j], color))
-    return rules
 
 
 def _category(json_file: str) -> dict[str, Any]:

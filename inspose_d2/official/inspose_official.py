@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..candidates import Candidates
 from ..config_check import check_model
-from ..data.keypoint_sets import oks_sigmas
 from ..geometry import Locations
 from ..image_model import ImageModel
 from ..kp_net import KPNet
+from ..oks import oks_sigmas
 from .criterion import OfficialCriterion, persons_of
 from .decode import HALF_PIXEL, Kept, enlarged_peaks, make_instances, rescale, select_poses
 from .head import DENSE_SCALE, DenseBranch, KeypointFeatures, OfficialHead
