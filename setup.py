@@ -8,11 +8,11 @@ setup(
     description="InsPose: single-stage multi-person pose estimation, as a Detectron2 project",
     license="Apache-2.0",
     # The configs stand at the top, where one looks for them, and are installed in the package.
-    package_dir={"": ".", "inspose_d2.configs": "configs"},
-    packages=[*find_packages(include=["inspose_d2*"]), "inspose_d2.configs"],
+    package_dir={"": ".", "inspose_d2.model_zoo.configs": "configs"},
+    packages=[*find_packages(include=["inspose_d2*"]), "inspose_d2.model_zoo.configs"],
     package_data={
-        "inspose_d2": ["checkpoints/*"],
-        "inspose_d2.configs": ["*.yaml", "*/*.yaml"],
+        "inspose_d2.model_zoo": ["checkpoints/*"],
+        "inspose_d2.model_zoo.configs": ["*.yaml", "*/*.yaml"],
     },
     python_requires=">=3.10",
     # Detectron2 is needed too, but is on no package index: tools/install_detectron2.py.

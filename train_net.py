@@ -20,11 +20,11 @@ from detectron2.utils.logger import setup_logger
 
 from inspose_d2 import ConfigError, get_cfg, list_configs
 from inspose_d2.checkpoint import InsPoseCheckpointer, NoValidCheckpoint
-from inspose_d2.config_files import find_config
+from inspose_d2.config.files import find_config
 from inspose_d2.data.check import check_config
 from inspose_d2.data.keypoint_sets import register_datasets
-from inspose_d2.signals import STOPPING
-from inspose_d2.trainer import Trainer
+from inspose_d2.engine.signals import STOPPING
+from inspose_d2.engine.trainer import Trainer
 
 logger = logging.getLogger("detectron2")
 

@@ -1,8 +1,6 @@
 """InsPose in Detectron2: keypoints of many persons in one pass, without boxes or grouping."""
 
-from .backbone import build_inspose_resnet_fpn_backbone
-from .config import add_inspose_config, get_cfg, list_configs
-from .config_files import ConfigError
+from .config import ConfigError, add_inspose_config, get_cfg, list_configs
 from .data import (
     register_coco_keypoints,
     register_coco_test_dev,
@@ -10,10 +8,9 @@ from .data import (
     register_people,
     register_synthetic_people,
 )
-from .inspose import InsPose
+from .engine.predictor import InsPosePredictor
 from .model_zoo import get_model, list_checkpoints
-from .official import InsPoseOfficial
-from .predictor import InsPosePredictor
+from .modeling import InsPose, InsPoseOfficial, build_inspose_resnet_fpn_backbone
 
 __all__ = [
     "ConfigError",

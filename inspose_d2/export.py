@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torchvision.ops import clip_boxes_to_image
 
-from .candidates import Candidates
-from .geometry import Locations
-from .inspose import InsPose
-from .kp_net import KPNet, find_peaks
-from .official import InsPoseOfficial
-from .official.export import OfficialGraph
-from .postprocess import best_poses
+from .modeling.candidates import Candidates
+from .modeling.geometry import Locations
+from .modeling.inspose import InsPose
+from .modeling.kp_net import KPNet, find_peaks
+from .modeling.official import InsPoseOfficial
+from .modeling.official.export import OfficialGraph
+from .modeling.postprocess import best_poses
 
 OUTPUTS = ("boxes", "scores", "keypoints")
 

@@ -34,7 +34,7 @@ from hypothesis import settings
 from torch import Tensor
 
 from inspose_d2 import add_inspose_config
-from inspose_d2.geometry import enclosing_boxes
+from inspose_d2.modeling.geometry import enclosing_boxes
 
 ROOT = Path(__file__).parent.parent
 cv2.setNumThreads(0)

@@ -26,8 +26,8 @@ from inspose_d2.data import validate
 from inspose_d2.data.annotations import Problem, check_annotations, find_problems
 from inspose_d2.data.dataset_mapper import InsPoseDatasetMapper
 from inspose_d2.data.synthetic import build_synthetic_people
-from inspose_d2.evaluation import AP_BY_PEOPLE, METRICS, InsPoseEvaluator
-from inspose_d2.trainer import Trainer
+from inspose_d2.engine.trainer import Trainer
+from inspose_d2.evaluation.coco import AP_BY_PEOPLE, METRICS, InsPoseEvaluator
 
 NAN, INF = math.nan, math.inf
 VAL = MetadataCatalog.get("synthetic_people_val")

@@ -7,8 +7,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from inspose_d2.assignment import BACKGROUND, assign_locations, inside_any
-from inspose_d2.geometry import Locations
+from inspose_d2.modeling.assignment import BACKGROUND, assign_locations, inside_any
+from inspose_d2.modeling.geometry import Locations
 
 STRIDES = [8, 16, 32, 64, 128]
 SIZES_OF_INTEREST = [64, 128, 256, 512]

@@ -18,7 +18,7 @@ from detectron2.utils.events import EventStorage
 from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor, nn
 
-from inspose_d2.backbone import FoldedConv2d, FoldedTimmNorm, fold_frozen_batch_norms
+from inspose_d2.modeling.backbone import FoldedConv2d, FoldedTimmNorm, fold_frozen_batch_norms
 
 NAMES = ["p3", "p4", "p5", "p6", "p7"]
 CHANNELS = 32  # FPN.OUT_CHANNELS of tiny_cfg

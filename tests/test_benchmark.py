@@ -31,9 +31,9 @@ from benchmark_models import (
 from benchmark_train import COCO, SYNTHETIC, Training
 from detectron2.data.datasets import load_coco_json
 
-from inspose_d2 import inspose
 from inspose_d2.data.synthetic import build_synthetic_people
-from inspose_d2.kp_net import KPNet
+from inspose_d2.modeling import inspose
+from inspose_d2.modeling.kp_net import KPNet
 
 QUICK = Path(__file__).parent.parent / "configs" / "quick"
 CONFIGS = [str(QUICK / "synthetic_people.yaml"), str(QUICK / "keypoint_rcnn.yaml")]

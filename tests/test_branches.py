@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from inspose_d2.branches import DiskOffsetBranch, HeatmapBranch, KeypointFeatureBranch
+from inspose_d2.modeling.branches import DiskOffsetBranch, HeatmapBranch, KeypointFeatureBranch
 
 BRANCHES = [KeypointFeatureBranch, DiskOffsetBranch, HeatmapBranch]
 

@@ -22,8 +22,8 @@ from detectron2.modeling import build_model
 from pycocotools.coco import COCO
 
 from inspose_d2 import get_cfg
-from inspose_d2.geometry import Locations
-from inspose_d2.trainer import Trainer
+from inspose_d2.engine.trainer import Trainer
+from inspose_d2.modeling.geometry import Locations
 
 SIZE = (240, 320)  # H, W
 NAME = "browse_test"

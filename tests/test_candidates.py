@@ -3,8 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inspose_d2.candidates import candidates_at, select_by_score
-from inspose_d2.geometry import Locations
+from inspose_d2.modeling.candidates import candidates_at, select_by_score
+from inspose_d2.modeling.geometry import Locations
 
 
 def two_levels() -> Locations:

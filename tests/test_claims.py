@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inspose_d2.claims import NOBODY, settle_claims
+from inspose_d2.modeling.claims import NOBODY, settle_claims
 
 CLAIMS = st.lists(
     st.tuples(

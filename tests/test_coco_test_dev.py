@@ -16,8 +16,8 @@ from detectron2.data.catalog import Metadata
 from detectron2.engine import default_argument_parser
 
 import train_net
-from inspose_d2.data import TEST_DEV, register_coco_test_dev
-from inspose_d2.trainer import Trainer
+from inspose_d2.data.builtin import TEST_DEV, register_coco_test_dev
+from inspose_d2.engine.trainer import Trainer
 
 PERSON = {"supercategory": "person", "id": 1, "name": "person"}
 # COCO's own file lists 80 categories of ids up to 90.

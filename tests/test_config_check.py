@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
 from inspose_d2 import ConfigError, get_cfg, list_configs
-from inspose_d2.config_check import (
+from inspose_d2.config.check import (
     GROUP_NORM,
     MODEL_CHOICES,
     MODEL_RULES,
@@ -21,7 +21,7 @@ from inspose_d2.config_check import (
     doubt_about_sizes,
 )
 from inspose_d2.data.check import check_config
-from inspose_d2.trainer import Trainer
+from inspose_d2.engine.trainer import Trainer
 
 NAN, INF = float("nan"), float("inf")
 
@@ -266,7 +266,7 @@ def test_model_and_trainer_refuse_before_they_build(
     def too_late(*_: Any) -> None:
         raise AssertionError("built")
 
-    monkeypatch.setattr("inspose_d2.inspose.build_backbone", too_late)
+    monkeypatch.setattr("inspose_d2.modeling.inspose.build_backbone", too_late)
     with pytest.raises(ConfigError, match=re.escape(key)):
         build(tiny_cfg([key, value]))
 

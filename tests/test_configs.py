@@ -10,7 +10,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 
 from inspose_d2 import add_inspose_config
-from inspose_d2.trainer import Trainer
+from inspose_d2.engine.trainer import Trainer
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RUNNABLE = sorted(p for p in CONFIGS.rglob("*.yaml") if not p.name.startswith("Base"))

@@ -8,7 +8,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from inspose_d2 import kp_net_check
+from inspose_d2.modeling import kp_net_check
 
 pytestmark = [
     pytest.mark.gpu,
@@ -54,7 +54,7 @@ def test_losses_and_poses_equal_those_of_the_cpu(
         tiny_cfg(**{"MODEL.DEVICE": "cuda", "MODEL.INSPOSE.KP_NET.BACKEND": backend})
     )
     if backend == "auto":
-        pytest.importorskip("inspose_d2.kp_net_triton", exc_type=ImportError)
+        pytest.importorskip("inspose_d2.modeling.kp_net_triton", exc_type=ImportError)
         assert cuda.kp_net._kernels(torch.zeros(1, device="cuda")) is not None
     cuda.load_state_dict(cpu.state_dict())
     inputs = inputs_of(make_instances, 2, 1)

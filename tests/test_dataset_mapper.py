@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from inspose_d2 import target_generator
 from inspose_d2.data.dataset_mapper import InsPoseDatasetMapper
 from inspose_d2.data.images import ImageError
+from inspose_d2.modeling import target_generator
 
 HEIGHT, WIDTH = 48, 96
 # COCO's order: nose, then left and right of eyes, ears, shoulders and so on.

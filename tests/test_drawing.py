@@ -10,7 +10,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.visualizer import Visualizer
 
 import inspose_d2  # noqa: F401  (registers the synthetic people)
-from inspose_d2.drawing import (
+from inspose_d2.visualization.poses import (
     ACROSS,
     LEFT,
     MIDDLE,

@@ -12,9 +12,9 @@ from test_trainer import assert_same, run, short_cfg, state
 from torch import Tensor, nn
 
 from inspose_d2.checkpoint import InsPoseCheckpointer
-from inspose_d2.ema import EMA
-from inspose_d2.signals import Interrupted
-from inspose_d2.trainer import Trainer
+from inspose_d2.engine.ema import EMA
+from inspose_d2.engine.signals import Interrupted
+from inspose_d2.engine.trainer import Trainer
 
 __all__ = ["short_cfg"]  # a fixture
 

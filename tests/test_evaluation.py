@@ -23,8 +23,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
-from inspose_d2 import evaluation
-from inspose_d2.evaluation import AP_BY_PEOPLE, METRICS, InsPoseEvaluator, make_coco_eval
+from inspose_d2.evaluation import coco as evaluation
+from inspose_d2.evaluation.coco import AP_BY_PEOPLE, METRICS, InsPoseEvaluator, make_coco_eval
 
 NAME = "tiny_people"
 # Three keypoints with sigma 0.1 and a person of area 50 * 50. If all three are d pixels off,

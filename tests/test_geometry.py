@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from inspose_d2.geometry import (
+from inspose_d2.modeling.geometry import (
     Locations,
     compute_locations,
     coordinate_scale,

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from inspose_d2.candidates import Candidates, candidates_at
-from inspose_d2.geometry import Locations
-from inspose_d2.head import InsPoseHead, conv_tower, init_as_retinanet, prior_bias
+from inspose_d2.modeling.candidates import Candidates, candidates_at
+from inspose_d2.modeling.geometry import Locations
+from inspose_d2.modeling.head import InsPoseHead, conv_tower, init_as_retinanet, prior_bias
 
 CHANNELS, NUM_PARAMS = 32, 6
 SIZES = [(4, 5), (2, 3), (1, 2)]

@@ -14,7 +14,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from inspose_d2 import InsPose
-from inspose_d2.postprocess import boxes_of_poses
+from inspose_d2.modeling.postprocess import boxes_of_poses
 
 LOSSES = {"loss_cls", "loss_keypoint", "loss_disk_offset", "loss_heatmap"}
 Make = Callable[..., Any]

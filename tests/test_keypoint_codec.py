@@ -7,8 +7,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from inspose_d2.geometry import enclosing_boxes, map_size
-from inspose_d2.keypoint_codec import (
+from inspose_d2.modeling.geometry import enclosing_boxes, map_size
+from inspose_d2.modeling.keypoint_codec import (
     decode_keypoints,
     encode_cells,
     encode_disk_offsets,

@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from inspose_d2 import InsPose
-from inspose_d2.keypoint_maps import keypoint_maps_of
+from inspose_d2.modeling.keypoint_maps import keypoint_maps_of
 
 
 @pytest.fixture

@@ -30,8 +30,8 @@ from select_keypoints import select_keypoints
 
 import train_net
 from inspose_d2 import ConfigError, InsPosePredictor, get_cfg, register_coco_keypoints
-from inspose_d2.data import CROWDPOSE_NAMES, CROWDPOSE_SIGMAS
 from inspose_d2.data.annotations import check_annotations
+from inspose_d2.data.builtin import CROWDPOSE_NAMES, CROWDPOSE_SIGMAS
 from inspose_d2.data.check import check_config
 from inspose_d2.data.dataset_mapper import InsPoseDatasetMapper
 from inspose_d2.data.keypoint_names import (
@@ -42,9 +42,9 @@ from inspose_d2.data.keypoint_names import (
 )
 from inspose_d2.data.keypoint_sets import register_datasets
 from inspose_d2.data.synthetic import build_synthetic_people
-from inspose_d2.drawing import LEFT, RIGHT, draw_poses
-from inspose_d2.oks import COCO_SIGMAS, DEFAULT_SIGMA
-from inspose_d2.trainer import Trainer
+from inspose_d2.engine.trainer import Trainer
+from inspose_d2.modeling.oks import COCO_SIGMAS, DEFAULT_SIGMA
+from inspose_d2.visualization.poses import LEFT, RIGHT, draw_poses
 
 ROOT = Path(__file__).parent.parent
 FIVE = ["nose", "left_wrist", "right_wrist", "left_ankle", "right_ankle"]

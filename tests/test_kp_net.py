@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from inspose_d2 import kp_net as kp_net_module
-from inspose_d2.candidates import Candidates
-from inspose_d2.geometry import compute_locations, coordinate_scale, map_size
-from inspose_d2.kp_net import KPNet
+from inspose_d2.modeling import kp_net as kp_net_module
+from inspose_d2.modeling.candidates import Candidates
+from inspose_d2.modeling.geometry import compute_locations, coordinate_scale, map_size
+from inspose_d2.modeling.kp_net import KPNet
 
 HEIGHT, WIDTH = 5, 7
 
@@ -460,7 +460,7 @@ def test_unknown_backend_is_refused() -> None:
     torch.cuda.is_available(), reason="on a GPU tests/test_cuda.py compares the backends"
 )
 def test_backends_give_the_same_in_tritons_interpreter() -> None:
-    pytest.importorskip("inspose_d2.kp_net_triton", exc_type=ImportError)
+    pytest.importorskip("inspose_d2.modeling.kp_net_triton", exc_type=ImportError)
     kp_net, fused = make_kp_net(), make_kp_net()
     fused.backend = "triton"
     images = [make_input(kp_net, n, seed=n) for n in (2, 0, 1)]

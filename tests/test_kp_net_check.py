@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from inspose_d2 import kp_net_check
-from inspose_d2.candidates import Candidates
-from inspose_d2.kp_net import KPNet
+from inspose_d2.modeling import kp_net_check
+from inspose_d2.modeling.candidates import Candidates
+from inspose_d2.modeling.kp_net import KPNet
 
 HEIGHT, WIDTH, K = 5, 7, 3
 SIZES = [(HEIGHT, WIDTH), (4, 6)]

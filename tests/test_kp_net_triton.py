@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from inspose_d2.geometry import coordinate_scale
-from inspose_d2.kp_net import KPNet
+from inspose_d2.modeling.geometry import coordinate_scale
+from inspose_d2.modeling.kp_net import KPNet
 
-kernels = pytest.importorskip("inspose_d2.kp_net_triton", exc_type=ImportError)
+kernels = pytest.importorskip("inspose_d2.modeling.kp_net_triton", exc_type=ImportError)
 import triton  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -225,7 +225,7 @@ import itertools, json, re, subprocess, sys, tempfile
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from inspose_d2 import kp_net_triton as kernels
+from inspose_d2.modeling import kp_net_triton as kernels
 
 widths, *capabilities = json.loads(sys.argv[1])
 constants = {"STRIDE": 8, "C": widths[0] - 2, "HIDDEN": widths[1], "LAST": len(widths) - 2}

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from inspose_d2.losses import (
+from inspose_d2.modeling.losses import (
     box_loss,
     classification_loss,
     disk_offset_loss,

@@ -8,7 +8,8 @@ import pytest
 import torch
 from make_tiny_checkpoint import CONFIG, MAX_BYTES, NAME, half, write
 
-from inspose_d2 import get_model, model_zoo
+from inspose_d2 import get_model
+from inspose_d2.model_zoo import model_zoo
 
 
 def test_file_is_small_and_the_manifest_finds_it(

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 import inspose_d2
-from inspose_d2 import get_cfg, get_model, model_zoo
+from inspose_d2 import get_cfg, get_model
 from inspose_d2.checkpoint import CheckpointError
-from inspose_d2.model_zoo import find_weights, list_checkpoints
-from inspose_d2.trainer import Trainer
+from inspose_d2.engine.trainer import Trainer
+from inspose_d2.model_zoo import find_weights, list_checkpoints, model_zoo
 
 QUICK = "quick/synthetic_people"
 

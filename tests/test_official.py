@@ -18,13 +18,13 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor
 
 from inspose_d2 import InsPoseOfficial, InsPosePredictor, get_cfg
+from inspose_d2.checkpoint.opera import _convert
 from inspose_d2.data.images import ResizeShortestEdge, read_image
 from inspose_d2.evaluation import InsPoseEvaluator
 from inspose_d2.export import export_onnx, export_program, graph_of
-from inspose_d2.geometry import Locations, enclosing_boxes
-from inspose_d2.keypoint_maps import keypoint_maps_of
-from inspose_d2.official.convert import _convert
-from inspose_d2.official.decode import HALF_PIXEL, rescale
+from inspose_d2.modeling.geometry import Locations, enclosing_boxes
+from inspose_d2.modeling.keypoint_maps import keypoint_maps_of
+from inspose_d2.modeling.official.decode import HALF_PIXEL, rescale
 
 CONFIG = "InsPose_R50_Official"
 IMAGES = ["synthetic0", "synthetic1", "coco139", "coco11813"]

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from inspose_d2 import get_cfg
 from inspose_d2.checkpoint import CheckpointError, InsPoseCheckpointer
-from inspose_d2.official import convert
-from inspose_d2.official.convert import convert_opera_checkpoint
+from inspose_d2.checkpoint import opera as convert
+from inspose_d2.checkpoint.opera import convert_opera_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,16 @@ from detectron2.structures import Boxes, Instances, Keypoints
 from torch import Tensor
 
 from inspose_d2 import get_cfg
-from inspose_d2.geometry import Locations
-from inspose_d2.kp_net import KPNet
-from inspose_d2.official.criterion import OfficialCriterion, Persons, persons_of, tag_losses
-from inspose_d2.oks import oks_sigmas
-from inspose_d2.target_generator import CROWD
+from inspose_d2.modeling.geometry import Locations
+from inspose_d2.modeling.kp_net import KPNet
+from inspose_d2.modeling.official.criterion import (
+    OfficialCriterion,
+    Persons,
+    persons_of,
+    tag_losses,
+)
+from inspose_d2.modeling.oks import oks_sigmas
+from inspose_d2.modeling.target_generator import CROWD
 
 STRIDES = [8, 16, 32, 64, 128]
 OURS = {

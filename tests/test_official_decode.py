@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from inspose_d2 import InsPoseOfficial
-from inspose_d2.candidates import Candidates
-from inspose_d2.geometry import Locations
-from inspose_d2.kp_net import KPNet
-from inspose_d2.official.decode import (
+from inspose_d2.modeling.candidates import Candidates
+from inspose_d2.modeling.geometry import Locations
+from inspose_d2.modeling.kp_net import KPNet
+from inspose_d2.modeling.official.decode import (
     HALF_PIXEL,
     Kept,
     enlarge,
@@ -22,7 +22,7 @@ from inspose_d2.official.decode import (
     select_poses,
     soft_nms,
 )
-from inspose_d2.official.inspose_official import OfficialPredictions
+from inspose_d2.modeling.official.inspose_official import OfficialPredictions
 
 STRIDES = [8, 16, 32, 64, 128]
 SIZE, SCALE = (250, 310), (1.25, 1.2)  # H, W of the image; x, y (README of the numbers, f)

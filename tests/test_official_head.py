@@ -8,10 +8,10 @@ from test_official_criterion import OURS, criterion, persons_of_images
 from torch import nn
 from torchvision.ops import deform_conv2d
 
-from inspose_d2.candidates import candidates_at
-from inspose_d2.geometry import Locations
-from inspose_d2.official.convert import prefixes
-from inspose_d2.official.head import (
+from inspose_d2.checkpoint.opera import prefixes
+from inspose_d2.modeling.candidates import candidates_at
+from inspose_d2.modeling.geometry import Locations
+from inspose_d2.modeling.official.head import (
     STAR_GRADIENT,
     STAR_KEYPOINTS,
     DenseBranch,

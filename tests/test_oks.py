@@ -6,7 +6,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from inspose_d2.oks import object_keypoint_similarity
+from inspose_d2.modeling.oks import object_keypoint_similarity
 
 
 def test_oks_by_hand() -> None:

@@ -53,7 +53,7 @@ NAMES = """
 import site, sys
 site.addsitedir(sys.argv[1])
 import inspose_d2
-from inspose_d2 import config_files
+from inspose_d2.config import files as config_files
 cfg = inspose_d2.get_cfg("InsPose_R50_3x")
 assert cfg.SOLVER.MAX_ITER == 127350 and cfg.MODEL.META_ARCHITECTURE == "InsPose"
 assert isinstance(inspose_d2.model_zoo.list_checkpoints(), dict)
@@ -95,6 +95,6 @@ def test_installed_package_has_the_configs(tmp_path: Path, how: str) -> None:
     )
     assert result.returncode == 0, result.stderr
     folder, names = result.stdout.splitlines()
-    inside = site_packages / "inspose_d2" / "configs"
+    inside = site_packages / "inspose_d2" / "model_zoo" / "configs"
     assert Path(folder) == (source / "configs" if how == "editable" else inside)
     assert names.split() == list_configs()

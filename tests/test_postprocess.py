@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from inspose_d2.oks import object_keypoint_similarity
-from inspose_d2.postprocess import body_areas, boxes_of_poses, nms_of_poses, select_poses
+from inspose_d2.modeling.oks import object_keypoint_similarity
+from inspose_d2.modeling.postprocess import body_areas, boxes_of_poses, nms_of_poses, select_poses
 
 IMAGE = (100, 200)
 

@@ -16,7 +16,7 @@ RUN_CODE = {"eval", "exec", "compile", "__import__"}
 UNPICKLE = {"pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 SHELLS = {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"}
 # Its subclass there unpickles numpy arrays and OrderedDict only.
-MAY_SUBCLASS = {"inspose_d2/checkpoint.py"}
+MAY_SUBCLASS = {"inspose_d2/checkpoint/checkpointer.py"}
 
 
 def dangers(source: str, path: str = "") -> list[str]:
@@ -139,9 +139,9 @@ def test_harmless_source_is_not(source: str) -> None:
 
 def test_only_the_checkpointer_may_subclass_the_unpickler() -> None:
     source = "import pickle\nclass U(pickle.Unpickler): pass"
-    assert dangers(source, "inspose_d2/checkpoint.py") == []
-    assert dangers(source, "inspose_d2/head.py")
-    assert dangers(f"{source}\npickle.load(file)", "inspose_d2/checkpoint.py")
+    assert dangers(source, "inspose_d2/checkpoint/checkpointer.py") == []
+    assert dangers(source, "inspose_d2/modeling/head.py")
+    assert dangers(f"{source}\npickle.load(file)", "inspose_d2/checkpoint/checkpointer.py")
 
 
 # Python tells its audit hooks of all that its socket module does (PEP 578), whoever calls it.
@@ -164,7 +164,7 @@ from detectron2.config import get_cfg
 from detectron2.engine import DefaultPredictor
 from inspose_d2 import add_inspose_config
 from inspose_d2.data.synthetic import build_synthetic_people
-from inspose_d2.trainer import Trainer
+from inspose_d2.engine.trainer import Trainer
 
 json_file = build_synthetic_people(sys.argv[1] + "/few", "val", 2, num_workers=1)
 images = json_file.parents[1] / "val"

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from inspose_d2.signals import Interrupted, StopRequest
+from inspose_d2.engine.signals import Interrupted, StopRequest
 
 pytestmark = pytest.mark.fault
 

@@ -7,8 +7,8 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from inspose_d2.geometry import Locations
-from inspose_d2.target_generator import (
+from inspose_d2.modeling.geometry import Locations
+from inspose_d2.modeling.target_generator import (
     CROWD,
     LEFT_OUT,
     NO_PERSON,

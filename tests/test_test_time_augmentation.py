@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from inspose_d2.test_time_augmentation import (
+from inspose_d2.engine.test_time_augmentation import (
     FALLOFF,
     InsPoseWithTTA,
     flip_poses,

@@ -15,8 +15,8 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 
-from inspose_d2.signals import Interrupted, StopRequest
-from inspose_d2.train_loop import (
+from inspose_d2.engine.signals import Interrupted, StopRequest
+from inspose_d2.engine.train_loop import (
     DEAD_STEPS,
     DataLoaderError,
     DeadKPNetsError,

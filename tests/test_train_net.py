@@ -23,7 +23,7 @@ from PIL import Image
 
 import train_net
 from inspose_d2.data.dataset_mapper import InsPoseDatasetMapper
-from inspose_d2.trainer import Trainer
+from inspose_d2.engine.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 QUICK = str(ROOT / "configs" / "quick" / "synthetic_people.yaml")

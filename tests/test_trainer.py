@@ -19,10 +19,10 @@ from detectron2.utils.env import seed_all_rng
 
 from inspose_d2 import InsPose, add_inspose_config, list_configs
 from inspose_d2.data.images import ImageError
-from inspose_d2.kp_net import KPNet
-from inspose_d2.signals import Interrupted
-from inspose_d2.train_loop import DEAD_STEPS, DeadKPNetsError, DivergedError
-from inspose_d2.trainer import Trainer
+from inspose_d2.engine.signals import Interrupted
+from inspose_d2.engine.train_loop import DEAD_STEPS, DeadKPNetsError, DivergedError
+from inspose_d2.engine.trainer import Trainer
+from inspose_d2.modeling.kp_net import KPNet
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

@@ -15,10 +15,10 @@ from detectron2.utils.env import seed_all_rng
 from torch import nn
 
 from inspose_d2 import get_cfg, list_configs
-from inspose_d2.candidates import Candidates
-from inspose_d2.kp_net import KPNet
-from inspose_d2.train_loop import DeadKPNetsError, DivergedError
-from inspose_d2.trainer import Trainer
+from inspose_d2.engine.train_loop import DeadKPNetsError, DivergedError
+from inspose_d2.engine.trainer import Trainer
+from inspose_d2.modeling.candidates import Candidates
+from inspose_d2.modeling.kp_net import KPNet
 
 # The widths of the paper, four images; the full rate of 0.01 is reached in 60 steps, not in 1000.
 HARD = {

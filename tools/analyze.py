@@ -14,7 +14,7 @@ from fvcore.nn.jit_handles import bmm_flop_jit
 from torch import nn
 
 from inspose_d2 import InsPose, get_cfg
-from inspose_d2.trainer import Trainer
+from inspose_d2.engine.trainer import Trainer
 
 PARTS = {  # name in the table: what it sums, named as in count()
     "backbone": "backbone.bottom_up",

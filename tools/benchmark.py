@@ -42,7 +42,7 @@ from machine import describe, limits, probes
 from timing import Stage, by_turns, stage_seconds
 from torch import nn
 
-from inspose_d2 import inspose
+from inspose_d2.modeling import inspose
 
 BACKBONE_STAGES = ("backbone", "FPN")
 DENSE_STAGES = ("head towers", "keypoint feature branch", "disk offset branch")

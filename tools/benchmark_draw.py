@@ -15,8 +15,8 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.visualizer import Visualizer
 from timing import by_turns
 
-from inspose_d2.drawing import draw_poses
-from inspose_d2.postprocess import boxes_of_poses
+from inspose_d2.modeling.postprocess import boxes_of_poses
+from inspose_d2.visualization.poses import draw_poses
 
 # A standing person in a box of width 0.5 and height 1: COCO's keypoints as x, y.
 FIGURE = [

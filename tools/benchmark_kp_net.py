@@ -11,9 +11,9 @@ from machine import limits, probes
 from timing import by_turns
 from torch import Tensor
 
-from inspose_d2.candidates import Candidates
-from inspose_d2.geometry import map_size
-from inspose_d2.kp_net import KPNet
+from inspose_d2.modeling.candidates import Candidates
+from inspose_d2.modeling.geometry import map_size
+from inspose_d2.modeling.kp_net import KPNet
 
 BACKENDS = ("grouped", "torch", "triton")  # the first is the definition, sec. 3.2
 COMPARED_PERSONS, PEAK_TOLERANCE = 20, 1e-3

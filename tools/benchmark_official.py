@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from benchmark_models import Setting, build_inspose, build_peer, inference
 
-from inspose_d2.official import decode, inspose_official
+from inspose_d2.modeling.official import decode, inspose_official
 
 OFFICIAL = "InsPose, authors' released model"
 

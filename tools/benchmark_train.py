@@ -22,7 +22,7 @@ from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.utils.events import EventStorage
 from timing import Stage, Stopwatch, by_turns, stage_seconds
 
-from inspose_d2.trainer import Trainer
+from inspose_d2.engine.trainer import Trainer
 
 COCO, SYNTHETIC = "keypoints_coco_2017_train", "synthetic_people_train"
 LOADED_IMAGES = 100

@@ -51,11 +51,11 @@ from inspose_d2 import InsPose, get_cfg
 from inspose_d2.data.check import check_config
 from inspose_d2.data.images import read_image
 from inspose_d2.data.keypoint_sets import register_datasets
-from inspose_d2.drawing import draw_poses
-from inspose_d2.geometry import Locations, map_size
-from inspose_d2.keypoint_codec import decode_keypoints
-from inspose_d2.target_generator import LEFT_OUT, Targets
-from inspose_d2.trainer import Trainer
+from inspose_d2.engine.trainer import Trainer
+from inspose_d2.modeling.geometry import Locations, map_size
+from inspose_d2.modeling.keypoint_codec import decode_keypoints
+from inspose_d2.modeling.target_generator import LEFT_OUT, Targets
+from inspose_d2.visualization.poses import draw_poses
 
 DONE, USAGE = 0, 2
 MATCH_OKS = 0.5  # the lowest threshold of COCO's AP

@@ -10,7 +10,7 @@ import argparse
 import sys
 
 from inspose_d2.checkpoint import CheckpointError
-from inspose_d2.official.convert import CONFIG, convert_opera_checkpoint
+from inspose_d2.checkpoint.opera import CONFIG, convert_opera_checkpoint
 
 
 def main() -> None:

@@ -46,10 +46,10 @@ from tqdm import tqdm
 
 from inspose_d2.config import get_cfg
 from inspose_d2.data.images import ImageError, read_image
-from inspose_d2.drawing import draw_keypoint_maps, draw_poses
-from inspose_d2.keypoint_maps import keypoint_maps_of
+from inspose_d2.engine.predictor import InsPosePredictor
 from inspose_d2.model_zoo import find_weights
-from inspose_d2.predictor import InsPosePredictor
+from inspose_d2.modeling.keypoint_maps import keypoint_maps_of
+from inspose_d2.visualization.poses import draw_keypoint_maps, draw_poses
 
 ROOT = Path(__file__).resolve().parent.parent
 # The model of commands that name none: that of `make demo`.

@@ -24,8 +24,8 @@ from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
 from inspose_d2 import get_cfg
-from inspose_d2.drawing import draw_poses
-from inspose_d2.trainer import Trainer
+from inspose_d2.engine.trainer import Trainer
+from inspose_d2.visualization.poses import draw_poses
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

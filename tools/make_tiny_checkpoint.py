@@ -20,8 +20,9 @@ from detectron2.utils.logger import setup_logger
 from machine import describe
 from torch import Tensor, nn
 
-from inspose_d2 import get_cfg, get_model, model_zoo
-from inspose_d2.trainer import Trainer
+from inspose_d2 import get_cfg, get_model
+from inspose_d2.engine.trainer import Trainer
+from inspose_d2.model_zoo import model_zoo
 
 CONFIG = "quick/synthetic_people_tiny"
 NAME = "synthetic_people_tiny"

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from inspose_d2.data import CROWDPOSE_NAMES, CROWDPOSE_SKELETON
+from inspose_d2.data.builtin import CROWDPOSE_NAMES, CROWDPOSE_SKELETON
 
 SPLITS = ("train", "val", "trainval", "test")
 AREA_OF_BOX = 0.53

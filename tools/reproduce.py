@@ -34,7 +34,7 @@ from reproduce_report import Line, Report
 from tqdm import tqdm
 
 from inspose_d2 import get_cfg
-from inspose_d2.trainer import Trainer
+from inspose_d2.engine.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"

@@ -14,7 +14,7 @@ from detectron2.utils.events import EventStorage
 from reproduce_report import figure, markdown_table, mean_and_spread, plt
 from timing import by_turns
 
-from inspose_d2.trainer import Trainer
+from inspose_d2.engine.trainer import Trainer
 
 TIMED_STEPS, TIMED_IMAGES = 20, 40
 

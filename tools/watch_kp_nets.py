@@ -13,10 +13,10 @@ from detectron2.utils.env import seed_all_rng
 from torch import Tensor
 
 from inspose_d2 import get_cfg
-from inspose_d2.candidates import Candidates
-from inspose_d2.inspose import InsPose
-from inspose_d2.train_loop import DivergedError
-from inspose_d2.trainer import Trainer
+from inspose_d2.engine.train_loop import DivergedError
+from inspose_d2.engine.trainer import Trainer
+from inspose_d2.modeling.candidates import Candidates
+from inspose_d2.modeling.inspose import InsPose
 
 COLUMNS = {  # name: format
     "step": "4d",

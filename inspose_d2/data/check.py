@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..config_check import model_problems, refuse, training_problems
-from ..config_files import did_you_mean
+from ..config.check import model_problems, refuse, training_problems
+from ..config.files import did_you_mean
 from .keypoint_names import unmirrored_keypoints, wrong_flip_pairs
 
 

@@ -11,7 +11,7 @@ from detectron2.data import transforms as T
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.structures import Keypoints
 
-from ..target_generator import CROWD
+from ..modeling.target_generator import CROWD
 from .augmentation import training_augmentations
 from .images import ImageError, ResizeShortestEdge, read_image
 

@@ -17,8 +17,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.utils import comm
 
-from ..config_files import ConfigError
-from ..oks import COCO_SIGMAS, DEFAULT_SIGMA
+from ..config.files import ConfigError
+from ..modeling.oks import COCO_SIGMAS, DEFAULT_SIGMA
 from .annotations import load_annotations
 from .keypoint_names import (
     Pairs,

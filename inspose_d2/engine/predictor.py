@@ -13,11 +13,11 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from PIL import Image
 
-from .checkpoint import InsPoseCheckpointer
-from .config_files import ConfigError
-from .data.images import ImageError, ResizeShortestEdge, read_image, to_array
-from .data.keypoint_sets import register_datasets
-from .model_zoo import find_weights
+from ..checkpoint import InsPoseCheckpointer
+from ..config.files import ConfigError
+from ..data.images import ImageError, ResizeShortestEdge, read_image, to_array
+from ..data.keypoint_sets import register_datasets
+from ..model_zoo import find_weights
 
 logger = logging.getLogger(__name__)
 

@@ -103,7 +103,7 @@ class OfficialGraph(nn.Module):
 def soft_nms_rounds(
     boxes: Tensor, scores: Tensor, iou_threshold: float, rounds: int
 ) -> tuple[Tensor, Tensor]:
-    """Run :func:`inspose_d2.official.decode.soft_nms` for a fixed number of rounds.
+    """Run :func:`inspose_d2.modeling.official.decode.soft_nms` for a fixed number of rounds.
 
     Args:
         boxes: (N, 4), N at least 1.

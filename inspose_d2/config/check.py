@@ -11,7 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
-from .config_files import ConfigError, did_you_mean
+from .files import ConfigError, did_you_mean
 
 
 class Rule(NamedTuple):

@@ -240,7 +240,7 @@ class OfficialCriterion:
 def varifocal_loss(logits: Tensor, quality: Tensor) -> Tensor:
     """Cross-entropy towards the quality of the pose at each location (Zhang et al. 2021).
 
-    Unlike :func:`inspose_d2.losses.quality_loss`, gradients go through the weights too.
+    Unlike :func:`inspose_d2.modeling.losses.quality_loss`, gradients go through the weights too.
 
     Args:
         logits: (...) person logits.

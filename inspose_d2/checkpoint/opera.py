@@ -11,8 +11,8 @@ import torch
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from ..checkpoint import CheckpointError, InsPoseCheckpointer, torch_load
 from ..config import get_cfg
+from . import CheckpointError, InsPoseCheckpointer, torch_load
 
 CONFIG = "InsPose_R50_Official"
 BLOCKS = (3, 4, 6, 3)  # of the stages of ResNet-50

@@ -8,7 +8,7 @@ from detectron2.engine import HookBase
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from .checkpoint import InsPoseCheckpointer
+from ..checkpoint import InsPoseCheckpointer
 
 
 class EMA(HookBase):

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 if tuple(int(x) for x in triton.__version__.split(".")[:2]) < (3, 3):
     # Before, a kernel cannot hold tuples of tensors. PyTorch 2.7 brought 3.3.
-    raise ImportError(f"inspose_d2.kp_net_triton needs Triton 3.3, found {triton.__version__}")
+    raise ImportError(f"Needs Triton 3.3, found {triton.__version__}")
 
 # Cells of a tile: 8 for each of the 32 threads of a warp. At the default depth, 3, these are the
 # most whose activations and gradients fit into the registers.

@@ -23,7 +23,7 @@ from detectron2.utils import comm
 from fvcore.common.checkpoint import _filter_reused_missing_keys
 from torch import nn
 
-from .workers import on_one_worker
+from ..workers import on_one_worker
 
 LAST, BEST, DIVERGED = "last_checkpoint", "model_best", "_diverged.pth"
 TEMPORARY = ".tmp"

@@ -14,9 +14,9 @@ from detectron2.modeling import build_model
 from iopath.common.file_io import get_cache_dir
 from torch import nn
 
-from .checkpoint import InsPoseCheckpointer
-from .config import get_cfg
-from .config_files import did_you_mean, list_configs
+from ..checkpoint import InsPoseCheckpointer
+from ..config import get_cfg
+from ..config.files import did_you_mean, list_configs
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 MANIFEST = CHECKPOINTS / "manifest.json"

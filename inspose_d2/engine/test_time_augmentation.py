@@ -14,7 +14,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from .data.images import ResizeShortestEdge
+from ..data.images import ResizeShortestEdge
 
 # Distance of two keypoints, as a part of sqrt(area of the person's box), at which their similarity
 # is exp(-1/2): that of the eyes in COCO's OKS, the strictest. It makes averages reject outliers.

@@ -12,7 +12,7 @@ import numpy as np
 from detectron2.data.catalog import Metadata
 from detectron2.structures import Instances
 
-from .data.keypoint_names import side_of
+from ..data.keypoint_names import side_of
 
 # BGR. The paper's figure 2: left body blue, right body orange, the nose magenta.
 LEFT, RIGHT, MIDDLE = (255, 130, 40), (0, 140, 255), (255, 0, 255)
@@ -252,7 +252,7 @@ def draw_keypoint_maps(
     Args:
         image: (H, W, 3) BGR uint8; not changed.
         maps: (K, h, w) softmax probabilities of
-            :func:`inspose_d2.keypoint_maps.keypoint_maps_of`.
+            :func:`inspose_d2.modeling.keypoint_maps.keypoint_maps_of`.
         cell: (width, height) of a map's cell in pixels of the image: that in column i and row j
             covers [i * width, (i + 1) * width) x [j * height, (j + 1) * height).
         metadata: of the data set, with keypoint_names.

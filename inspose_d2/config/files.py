@@ -14,12 +14,10 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
+_INSTALLED = _PACKAGE / "model_zoo" / "configs"
 # An installed package has them inside, a checkout beside it.
-CONFIGS = next(
-    (x for x in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if x.is_dir()),
-    _PACKAGE / "configs",
-)
+CONFIGS = next((x for x in (_INSTALLED, _PACKAGE.parent / "configs") if x.is_dir()), _INSTALLED)
 
 
 class ConfigError(ValueError):

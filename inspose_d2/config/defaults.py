@@ -8,7 +8,7 @@ import torch
 from detectron2 import config as detectron2_config
 from detectron2.config import CfgNode as CN
 
-from .config_files import find_config, list_configs, merge_file, merge_options
+from .files import find_config, list_configs, merge_file, merge_options
 
 __all__ = ["add_inspose_config", "get_cfg", "list_configs"]
 

@@ -30,19 +30,19 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from .checkpoint import BestCheckpointer, CheckpointError, InsPoseCheckpointer
-from .config_check import doubt_about_sizes
-from .data.annotations import check_annotations, in_memory
-from .data.check import check_config
-from .data.dataset_mapper import InsPoseDatasetMapper
-from .data.keypoint_sets import register_datasets
-from .data.train_loader import TrainingBatches, build_train_loader, mix
+from ..checkpoint import BestCheckpointer, CheckpointError, InsPoseCheckpointer
+from ..config.check import doubt_about_sizes
+from ..data.annotations import check_annotations, in_memory
+from ..data.check import check_config
+from ..data.dataset_mapper import InsPoseDatasetMapper
+from ..data.keypoint_sets import register_datasets
+from ..data.train_loader import TrainingBatches, build_train_loader, mix
+from ..evaluation import InsPoseEvaluator
+from ..workers import on_one_worker
 from .ema import EMA
-from .evaluation import InsPoseEvaluator
 from .signals import Interrupted, StopRequest
 from .test_time_augmentation import InsPoseWithTTA
 from .train_loop import DivergedError, TrainLoop, explain
-from .workers import on_one_worker
 
 MAX_WARMUP = 5  # one in so many steps, at most, warms up
 OURS = ("InsPose", "InsPoseOfficial")  # architectures; others are peers

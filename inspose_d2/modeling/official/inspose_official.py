@@ -10,8 +10,8 @@ from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
+from ...config.check import check_model
 from ..candidates import Candidates
-from ..config_check import check_model
 from ..geometry import Locations
 from ..image_model import ImageModel
 from ..kp_net import KPNet
@@ -179,7 +179,7 @@ class InsPoseOfficial(ImageModel):
 
     @staticmethod
     def postprocess(poses: Instances, height: int, width: int) -> Instances:
-        """See :func:`inspose_d2.official.decode.rescale`."""
+        """See :func:`inspose_d2.modeling.official.decode.rescale`."""
         return rescale(poses, height, width)
 
     def predict(self, images: Tensor) -> OfficialPredictions:

@@ -13,9 +13,9 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
+from ..config.check import check_model
 from .branches import DiskOffsetBranch, HeatmapBranch, KeypointFeatureBranch
 from .candidates import Candidates, select_by_score
-from .config_check import check_model
 from .geometry import Locations, map_size
 from .head import InsPoseHead
 from .image_model import ImageModel
@@ -404,7 +404,7 @@ class InsPose(ImageModel):
             locations: of the padded images.
             image_sizes: (H, W) of each image without padding, pixels.
             with_locations: whether the poses have pred_locations (N,), the number of the location
-                that each comes from, for :func:`inspose_d2.keypoint_maps.keypoint_maps_of`.
+                that each comes from, for :func:`.keypoint_maps.keypoint_maps_of`.
 
         Returns:
             Per image ``Instances`` in pixels of the network input.
