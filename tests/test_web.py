@@ -32,6 +32,7 @@ import web  # noqa: E402
 
 CHROMIUM = Path("/usr/bin/chromium")
 TOOL = Path(web.__file__)
+IMAGE = make_image(7, "val", 6, 320)[0]
 
 
 class MadeUpDemo:
@@ -216,16 +217,25 @@ def test_missing_weights_are_said_in_a_line(
 
 @pytest.fixture
 def model(tiny_cfg: Callable[..., CfgNode], tmp_path: Path) -> CfgNode:
-    """Config with weights, random ones whose scores differ much; both are files too."""
+    """Config with weights, random ones whose scores on IMAGE differ much; both are files too."""
     test = {"SCORE_THRESH_TEST": 0.0, "KEYPOINT_SCORE_WEIGHT_TEST": 0.0}
     cfg = tiny_cfg(
         **{f"MODEL.INSPOSE.{key}": value for key, value in test.items()},
         **{"TEST.DETECTIONS_PER_IMAGE": 10, "INPUT.MAX_PIXELS": 5_000_000},
     )
+    cfg.MODEL.WEIGHTS = str(tmp_path / "w.pth")
     torch.manual_seed(0)
     network = build_model(cfg)
     torch.nn.init.normal_(network.head.cls_score.weight, std=0.3)
-    cfg.MODEL.WEIGHTS = str(tmp_path / "w.pth")
+    torch.save({"model": network.state_dict()}, cfg.MODEL.WEIGHTS)
+    scores = InsPosePredictor(cfg, device="cpu")(IMAGE)["instances"].scores
+    # The same poses, but the logits of their scores reach from -2 to 2.
+    best, worst = scores.logit()[[0, -1]].tolist()
+    scale = 4 / (best - worst)
+    with torch.no_grad():
+        network.head.cls_score.weight *= scale
+        network.head.cls_score.bias *= scale
+        network.head.cls_score.bias += 2 - scale * best
     torch.save({"model": network.state_dict()}, cfg.MODEL.WEIGHTS)
     (tmp_path / "c.yaml").write_text(cfg.dump())
     return cfg
@@ -307,13 +317,14 @@ class Tab:
 @pytest.mark.fault
 def test_page_in_a_browser(chromium: Any, server: tuple[str, Path], model: CfgNode) -> None:
     url, log = server
-    image = make_image(7, "val", 6, 320)[0]
-    content = cv2.imencode(".png", image)[1].tobytes()
-    poses = InsPosePredictor(model, device="cpu")(image)["instances"]
-    least = round((poses.scores[1] + poses.scores[2]).item() / 2, 2)
-    num_above = int((poses.scores >= least).sum())
+    content = cv2.imencode(".png", IMAGE)[1].tobytes()
+    poses = InsPosePredictor(model, device="cpu")(IMAGE)["instances"]
     num_shown = int((poses.scores >= 0.4).sum())
-    assert 1 < num_above < num_shown, poses.scores
+    # The slider's step is 0.01: it stands in the widest gap of the scores after the second.
+    gap, index = (poses.scores[1 : num_shown - 1] - poses.scores[2:num_shown]).max(dim=0)
+    assert gap > 0.02, poses.scores
+    num_above = int(index) + 2
+    least = round(poses.scores[num_above - 1].item() - gap.item() / 2, 2)
 
     tab = Tab(chromium, url)
     tab.upload("people.png", content)
