@@ -6,16 +6,25 @@ setup(
     name="inspose_d2",
     version="0.1.0",
     description="InsPose: single-stage multi-person pose estimation, as a Detectron2 project",
+    author="The InsPose-D2 founders",
+    keywords="pose estimation, keypoints, Detectron2, InsPose",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     license="Apache-2.0",
     # The configs stand at the top, where one looks for them, and are installed in the package.
     package_dir={"": ".", "inspose_d2.model_zoo.configs": "configs"},
     packages=[*find_packages(include=["inspose_d2*"]), "inspose_d2.model_zoo.configs"],
+    entry_points={"console_scripts": ["inspose = inspose_d2.cli:main"]},
     package_data={
         "inspose_d2.model_zoo": ["checkpoints/*"],
         "inspose_d2.model_zoo.configs": ["*.yaml", "*/*.yaml"],
     },
     python_requires=">=3.10",
-    # Detectron2 is needed too, but is on no package index: tools/install_detectron2.py.
+    # Detectron2 is needed too, but is on no package index: `inspose install-detectron2`.
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",

@@ -4,7 +4,6 @@ import copy
 import json
 import logging
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from inspose_d2.data import validate
+from inspose_d2 import cli
+from inspose_d2.cli import validate
 from inspose_d2.data.annotations import Problem, check_annotations, find_problems
 from inspose_d2.data.dataset_mapper import InsPoseDatasetMapper
 from inspose_d2.data.synthetic import build_synthetic_people
@@ -129,7 +129,7 @@ def test_bad_keypoints_name_file_annotation_image_and_key(tmp_path: Path, name: 
     place = rf"people\.json: annotations\[1\] \(annotation id 8, image id 3\), keypoints: {message}"
     with pytest.raises(ValueError, match=place) as error:
         check_annotations(str(path), 17)
-    command = f"python -m inspose_d2.data.validate --json {path} --num-keypoints 17"
+    command = f"inspose validate --input {path} --num-keypoints 17"
     assert str(error.value).endswith(command)
 
 
@@ -270,22 +270,20 @@ def test_images_alone_are_enough_to_predict() -> None:
     assert not list(find_problems({"images": valid()["images"]}, evaluation=True))
 
 
-def run_command(monkeypatch: pytest.MonkeyPatch, *flags: Any) -> int:
-    monkeypatch.setattr(sys, "argv", ["validate", *map(str, flags)])
-    return validate.main()
+def run_command(*flags: Any) -> int:
+    return cli.main(["validate", *map(str, flags)])
 
 
 def test_command_says_what_is_used_and_what_is_dropped(
     image_root: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     coco = valid()
     del coco["annotations"][1]["keypoints"]
     coco["annotations"] += [person(11, 6, bbox=[1, 1, 0, 9]), person(12, 6, segmentation=[[1, 2]])]
     path = write(tmp_path, coco)
-    assert run_command(monkeypatch, "--json", path, "--images", image_root) == 0
+    assert run_command("--input", path, "--images", image_root) == 0
     same = "no pose is learned, their boxes count neither as person nor as background"
     assert capsys.readouterr().out.splitlines() == [
         "images: 3, of which training uses 1",
@@ -318,13 +316,12 @@ def plant_ten(coco: dict[str, Any]) -> None:
 def test_ten_planted_errors_are_ten_lines(
     image_root: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     coco = valid()
     plant_ten(coco)
     path = write(tmp_path, coco)
-    assert run_command(monkeypatch, "--json", path, "--images", image_root) == 2
+    assert run_command("--input", path, "--images", image_root) == 2
     lines = capsys.readouterr().out.splitlines()
     places = [line.split()[1] for line in lines if line.startswith(f"{path}: ")]
     numbers = [*(f"images[{i}]" for i in range(3)), *(f"annotations[{i}]" for i in range(4, 11))]
@@ -335,11 +332,11 @@ def test_ten_planted_errors_are_ten_lines(
 
 @pytest.mark.fault
 def test_command_lists_fifty_and_says_how_many_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     coco = listed(annotations=[person(n, 99) for n in range(53)])
     path = write(tmp_path, coco)
-    assert run_command(monkeypatch, "--json", path) == 2
+    assert run_command("--input", path) == 2
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith(f"{path}: ") for line in lines) == 50
     assert lines[50] == "and 3 more problems"
@@ -348,39 +345,37 @@ def test_command_lists_fifty_and_says_how_many_more(
 @pytest.mark.parametrize("content", ["{", None])
 def test_command_says_why_a_file_cannot_be_read(
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     content: str | None,
 ) -> None:
     path = tmp_path / "people.json" if content is None else write(tmp_path, content)
-    assert run_command(monkeypatch, "--json", path) == 2
-    assert str(path) in capsys.readouterr().out
+    assert run_command("--input", path) == 2
+    assert str(path) in capsys.readouterr().err
 
 
 def test_command_with_num_keypoints_and_for_evaluation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     path = write(tmp_path, {"images": valid()["images"]})
-    assert run_command(monkeypatch, "--json", path) == 2
-    assert run_command(monkeypatch, "--json", path, "--evaluation") == 0
+    assert run_command("--input", path) == 2
+    assert run_command("--input", path, "--evaluation") == 0
     path = write(tmp_path, without("categories", 0, "keypoints"))
-    assert run_command(monkeypatch, "--json", path, "--num-keypoints", 17) == 0
-    assert run_command(monkeypatch, "--json", path, "--num-keypoints", 16) == 2
+    assert run_command("--input", path, "--num-keypoints", 17) == 0
+    assert run_command("--input", path, "--num-keypoints", 16) == 2
 
 
 @pytest.mark.coco
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_real_coco_is_clean_and_counted_as_detectron2_loads_it(
     coco_root: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     split: str,
 ) -> None:
     coco = coco_root / "coco"
     json_file = coco / "annotations" / f"person_keypoints_{split}2017.json"
-    flags = ("--json", json_file, "--images", coco / f"{split}2017")
-    assert run_command(monkeypatch, *flags, "--evaluation") == 0
-    assert run_command(monkeypatch, *flags) == 0
+    flags = ("--input", json_file, "--images", coco / f"{split}2017")
+    assert run_command(*flags, "--evaluation") == 0
+    assert run_command(*flags) == 0
     used = len(get_detection_dataset_dicts([f"keypoints_coco_2017_{split}"], min_keypoints=1))
     assert f", of which training uses {used}\n" in capsys.readouterr().out
 
@@ -450,7 +445,6 @@ def test_persons_who_lack_keypoints_are_one_warning(
 def test_keypoints_outside_their_images_are_counted_in_one_warning(
     image_root: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     detectron2_caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -464,7 +458,7 @@ def test_keypoints_outside_their_images_are_counted_in_one_warning(
     (record,) = detectron2_caplog.records
     message = "4 labelled keypoints lie outside their images: these are not learned"
     assert record.getMessage() == f"{path}: {message}"
-    assert run_command(monkeypatch, "--json", path, "--images", image_root) == 0
+    assert run_command("--input", path, "--images", image_root) == 0
     line = "keypoints: 4 labelled ones outside their images: not learned"
     assert line in capsys.readouterr().out.splitlines()
     (image,) = (x for x in load_coco_json(str(path), str(image_root)) if x["image_id"] == 3)
@@ -480,10 +474,10 @@ def test_valid_file_gives_no_warning(
     assert not detectron2_caplog.records
 
 
-def test_synthetic_people_are_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_synthetic_people_are_clean(tmp_path: Path) -> None:
     json_file = build_synthetic_people(tmp_path, "val", 4, num_workers=1)
     folder = json_file.parents[1] / "val"
-    assert run_command(monkeypatch, "--json", json_file, "--images", folder) == 0
+    assert run_command("--input", json_file, "--images", folder) == 0
     check_annotations(str(json_file), 17, evaluation=True, class_names=VAL.thing_classes)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import browse
 import cv2
 import numpy as np
 import pytest
@@ -21,7 +20,8 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.modeling import build_model
 from pycocotools.coco import COCO
 
-from inspose_d2 import get_cfg
+from inspose_d2 import cli, get_cfg
+from inspose_d2.cli import browse
 from inspose_d2.engine.trainer import Trainer
 from inspose_d2.modeling.geometry import Locations
 
@@ -308,13 +308,13 @@ def test_command_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     peer = ["data", "--config-file", "quick/keypoint_rcnn", "--output", "x"]
-    assert browse.main(peer) == browse.USAGE
+    assert cli.main(["browse", *peer]) == cli.USAGE
     assert "MODEL.META_ARCHITECTURE is 'GeneralizedRCNN'" in capsys.readouterr().err
     missing = ["results", "--config-file", "quick/synthetic_people", "--output", "x"]
     opts = ["DATASETS.TEST", f"('{NAME}',)"]
-    assert browse.main([*missing, *opts]) == browse.USAGE
+    assert cli.main(["browse", *missing, *opts]) == cli.USAGE
     assert "coco_instances_results.json" in capsys.readouterr().err
     assert not Path("x").exists()
     Path("r.json").write_text("[]")
-    assert browse.main([*missing, "--results", "r.json", *opts]) == browse.DONE
+    assert cli.main(["browse", *missing, "--input", "r.json", *opts]) == 0
     assert "see x/index.html" in capsys.readouterr().out

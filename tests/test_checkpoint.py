@@ -21,13 +21,13 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-import train_net
 from inspose_d2.checkpoint import (
     BestCheckpointer,
     CheckpointError,
     InsPoseCheckpointer,
     NoValidCheckpoint,
 )
+from inspose_d2.engine import launch as train_net
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.fault

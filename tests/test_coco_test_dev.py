@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import make_submission
 import numpy as np
 import pytest
 import torch
@@ -15,8 +14,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.engine import default_argument_parser
 
-import train_net
+from inspose_d2 import cli
+from inspose_d2.cli import submit as submit_module
 from inspose_d2.data.builtin import TEST_DEV, register_coco_test_dev
+from inspose_d2.engine import launch as train_net
 from inspose_d2.engine.trainer import Trainer
 
 PERSON = {"supercategory": "person", "id": 1, "name": "person"}
@@ -56,7 +57,6 @@ def test_evaluation_and_submission_need_no_annotations(
     test_dev: Callable[..., Path],
     tiny_cfg: Callable[..., CfgNode],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     more: dict[str, Any],
 ) -> None:
     json_file = test_dev(**more)
@@ -73,8 +73,7 @@ def test_evaluation_and_submission_need_no_annotations(
     assert {pose["image_id"] for pose in poses} == {16, 581}
     assert {pose["category_id"] for pose in poses} == {1}
     flags = [str(results), "--image-info", str(json_file), "--name", "InsPose"]
-    monkeypatch.setattr("sys.argv", ["make_submission.py", *flags])
-    assert make_submission.main() == 0
+    assert cli.main(["submit", "--input", *flags]) == 0
     assert (results.parent / "person_keypoints_test-dev2017_InsPose_results.zip").is_file()
 
 
@@ -91,9 +90,9 @@ def test_written_poses_are_half_a_pixel_left_and_above_the_predicted(
 
     results = Path(cfg.OUTPUT_DIR) / "inference" / "coco_instances_results.json"
     poses = [p for p in json.loads(results.read_text()) if p["image_id"] == batch[0]["image_id"]]
-    ready = make_submission.for_server(poses)
+    ready = submit_module.for_server(poses)
     written = torch.tensor([pose["keypoints"] for pose in ready]).reshape(-1, 17, 3)
-    expected = predicted[: make_submission.MAX_POSES, :, :2] - 0.5
+    expected = predicted[: submit_module.MAX_POSES, :, :2] - 0.5
     torch.testing.assert_close(written[..., :2], expected, rtol=0, atol=0.0051)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model
 
 from inspose_d2 import ConfigError, get_cfg, list_configs
@@ -285,9 +286,9 @@ def test_model_and_trainer_refuse_before_they_build(
 def test_train_net_ends_with_one_message_and_status_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
 ) -> None:
-    import train_net
+    from inspose_d2.engine import launch as train_net
 
-    args = train_net.default_argument_parser().parse_args(words)
+    args = default_argument_parser().parse_args(words)
     with pytest.raises(SystemExit) as error:
         train_net.setup(args)
     assert error.value.code == 2

@@ -1,5 +1,6 @@
 """The demo tool, in this process and with a made-up predictor where that is enough."""
 
+import argparse
 import json
 import os
 import signal
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import demo
 import numpy as np
 import pytest
 import torch
@@ -19,7 +19,11 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
-TOOL = Path(demo.__file__)
+from inspose_d2 import cli
+from inspose_d2.cli import predict as demo
+from inspose_d2.cli.parsers import make_parser
+
+ROOT = Path(__file__).parent.parent
 SIZE = (60, 80)  # of the pictures, (H, W)
 
 
@@ -47,6 +51,10 @@ class MadeUpPredictor:
         )
 
 
+def parse(*words: str) -> argparse.Namespace:
+    return make_parser().parse_args(["predict", *words])
+
+
 @pytest.fixture
 def tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
     """Run the tool in this process, in ``tmp_path``, with the made-up predictor."""
@@ -56,7 +64,7 @@ def tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
 
     def run(*arguments: Any) -> int:
         model = ["--config-file", demo.DEFAULT_CONFIG, "--weights", "w.pth"]
-        return demo.main([str(x) for x in (*arguments, *model)])
+        return cli.main(["predict", *(str(x) for x in (*arguments, *model))])
 
     return run
 
@@ -198,7 +206,7 @@ def test_what_cannot_begin_is_said_in_a_line(
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "results.json").write_text("[1]")
-    assert tool(*arguments) == demo.USAGE
+    assert tool(*arguments) == cli.USAGE
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
@@ -212,33 +220,35 @@ def test_what_cannot_begin_is_said_in_a_line(
         (["a.mp4", "--kp-net-view"], "--kp-net-view is for images"),
         (["a.png", "--video-out", "b.webm"], "--video-out is for a video"),
         (["a.mp4", "--video-out", "b.mp4"], "must end with .webm"),
-        (["a.png", "--batch-size", "0"], "--batch-size must be at least 1"),
+        (["a.png", "--batch-size", "0"], "--batch-size: must be at least 1"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as error:
-        demo.parse(["--output", "o", "--input", *arguments])
-    assert error.value.code == demo.USAGE
+    try:
+        status = cli.main(["predict", "--output", "o", "--input", *arguments])
+    except SystemExit as end:
+        status = end.code
+    assert status == cli.USAGE
     assert message in capsys.readouterr().err
 
 
 def test_config_without_weights_is_refused() -> None:
-    args = demo.parse(["--input", "a", "--output", "o", "--config-file", "x.yaml"])
+    args = parse("--input", "a", "--output", "o", "--config-file", "x.yaml")
     with pytest.raises(ValueError, match="--config-file needs --weights"):
         demo.make_config(args)
 
 
 def test_default_is_the_model_in_the_package() -> None:
-    cfg = demo.make_config(demo.parse(["--input", "a", "--output", "o"]))
+    cfg = demo.make_config(parse("--input", "a", "--output", "o"))
     assert Path(cfg.MODEL.WEIGHTS).name == "synthetic_people_tiny.pth"
 
 
 def test_weights_that_are_not_there_are_refused() -> None:
     config = ["--config-file", str(demo.DEFAULT_CONFIG), "--weights", "missing.pth"]
     with pytest.raises(ValueError, match=r"weights 'missing\.pth' are no file"):
-        demo.make_config(demo.parse(["--input", "a", "--output", "o", *config]))
+        demo.make_config(parse("--input", "a", "--output", "o", *config))
 
 
 def test_writing_results_leaves_the_poses_as_they_are(tmp_path: Path) -> None:
@@ -285,7 +295,7 @@ def test_interrupted_video_leaves_whole_files(
 
     monkeypatch.setattr(demo, "frames_of", interrupted)
     source = video(tmp_path / "walk.avi")
-    assert tool("--input", source, "--output", "out") == demo.INTERRUPTED
+    assert tool("--input", source, "--output", "out") == cli.INTERRUPTED
     assert len(results(tmp_path / "out")) == 3
     assert len(list(read(cv2.VideoCapture("out/poses/walk.webm")))) == 3
 
@@ -323,7 +333,7 @@ def test_kp_net_view_is_drawn_by_a_real_model(
     picture(tmp_path / "in" / "deep" / "a.png")
     picture(tmp_path / "in" / "b.jpg", size=(50, 90))
     arguments = ["--input", "in", "--output", "out", "--kp-net-view", "--batch-size", "2"]
-    assert demo.main([*arguments, *real_model]) == demo.DONE
+    assert cli.main(["predict", *arguments, *real_model]) == demo.DONE
     expected = {f"{x}/{y}" for x in ("poses", "kp_nets") for y in ("deep/a.png", "b.jpg")}
     assert files_below(tmp_path / "out") == expected | {"results.json"}
     assert cv2.imread("out/kp_nets/b.jpg").shape[1] == 900  # enlarged for the panels
@@ -333,8 +343,18 @@ def test_kp_net_view_is_drawn_by_a_real_model(
 def start(real_model: list[str], folder: Path) -> "subprocess.Popen[str]":
     """Start the command on the images in ``folder / in``, with no display."""
     environment = {k: v for k, v in os.environ.items() if "DISPLAY" not in k}
-    environment["PYTHONPATH"] = str(TOOL.parent.parent)
-    command = [sys.executable, str(TOOL), "--input", "in", "--output", "out", *real_model]
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [
+        sys.executable,
+        "-m",
+        "inspose_d2",
+        "predict",
+        "--input",
+        "in",
+        "--output",
+        "out",
+        *real_model,
+    ]
     return subprocess.Popen(command, cwd=folder, env=environment, text=True, stderr=subprocess.PIPE)
 
 
@@ -362,7 +382,7 @@ def test_interrupted_command_leaves_whole_files(real_model: list[str], tmp_path:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     error = process.communicate(timeout=600)[1]
-    assert process.returncode == demo.INTERRUPTED, error
+    assert process.returncode == cli.INTERRUPTED, error
     assert "Traceback" not in error
     results(tmp_path / "out")
     pictures = list(poses.iterdir())

@@ -42,7 +42,7 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 # Programs that are run here, with small stand-ins for what a command would need.
-RUN = {"train_net.py", "tools/demo.py", "tools/browse.py", "inspose_d2.data.validate"}
+RUN = {"train_net.py", "inspose predict", "inspose browse", "inspose validate"}
 # Beginnings of commands, and what runs these, or nearly these; "nowhere: " and why.
 ELSEWHERE = {
     "make demo": ".ci/run::step demo-short",
@@ -60,7 +60,7 @@ ELSEWHERE = {
     "sha256sum": "tests/test_docs.py::test_checksums_are_read_by_sha256sum",
     "tensorboard": "tests/test_docs.py::test_tensorboard_is_installed",
     "python tools/demo_synthetic.py": ".ci/run::step demo-short",
-    "python tools/make_submission.py": "tests/test_make_submission.py::"
+    "inspose submit": "tests/test_make_submission.py::"
     "test_zip_holds_the_poses_with_nothing_but_what_the_server_reads",
     "python tools/reproduce.py": "tests/test_reproduce.py::"
     "test_a_small_table_and_the_peer_from_end_to_end",
@@ -76,23 +76,31 @@ ELSEWHERE = {
     "python tools/hold_out.py": "tests/test_hold_out.py",
     "python tools/lite0_imagenet.py": "tests/test_lite0_imagenet.py",
     "python tools/update_model_zoo.py": "tests/test_update_model_zoo.py",
-    "python tools/export.py": "tests/test_export.py::"
+    "inspose export": "tests/test_export.py::"
     "test_onnx_runtime_finds_the_poses_of_pytorch_in_thirty_images",
     "python tools/onnx_example.py": "tests/test_export.py::"
     "test_example_finds_the_poses_without_torch",
     "pip install onnxruntime": "nowhere: a package of PyPI",
     "gdown": "nowhere: needs Google Drive",
     "pip install gdown": "nowhere: a package of PyPI",
+    "inspose convert opera": "tests/test_official_convert.py::"
+    "test_whole_file_is_converted_and_loaded_strictly",
+    "inspose install-detectron2": "tests/test_install_detectron2.py",
+    "inspose models": "tests/test_cli.py",
+    "inspose benchmark": "tests/test_cli.py",
+    "inspose train": "tests/test_cli.py",
+    "inspose eval": "tests/test_cli.py",
+    "inspose": "tests/test_cli.py",
     "python tools/convert_opera_checkpoint.py": "tests/test_official_convert.py::"
     "test_whole_file_is_converted_and_loaded_strictly",
     "python tools/make_tiny_checkpoint.py": "tests/test_make_tiny_checkpoint.py",
-    "python tools/web.py": "tests/test_web.py::test_page_in_a_browser",
+    "inspose web": "tests/test_web.py::test_page_in_a_browser",
     "python -m inspose_d2.data.synthetic": "tests/test_synthetic.py",
     "python tools/watch_kp_nets.py": "tests/test_training_stability.py::"
     "test_watcher_prints_a_row_for_each_step",
-    "python tools/select_keypoints.py": "tests/test_keypoint_sets.py::"
+    "inspose convert select-keypoints": "tests/test_keypoint_sets.py::"
     "test_five_keypoints_are_trained_and_evaluated",
-    "python tools/prepare_crowdpose.py": "tests/test_keypoint_sets.py::"
+    "inspose convert crowdpose": "tests/test_keypoint_sets.py::"
     "test_prepared_crowdpose_has_what_evaluation_needs",
     "python -m pytest": ".ci/run::step test",
     "python -c": "tests/test_docs.py::test_python_of_a_command_runs",
@@ -101,7 +109,7 @@ ELSEWHERE = {
 OWN_CONFIGS = {"fish.yaml", "photos.yaml", "torso.yaml"}
 STAND_IN = "quick/synthetic_people_tiny"
 
-PROGRAMS = "python|make|pip|torchrun|tensorboard|sha256sum|sbatch"
+PROGRAMS = "inspose|python|make|pip|torchrun|tensorboard|sha256sum|sbatch"
 INLINE = re.compile(rf"`((?:\w+=\S+ )*(?:\.venv/bin/)?(?:{PROGRAMS}) [^`]+)`")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -156,11 +164,24 @@ def program_of(words: list[str]) -> tuple[str, list[str]] | None:
     if words[0] == "torchrun":
         arguments = get_args_parser().parse_args(words[1:])
         return arguments.training_script, arguments.training_script_args
+    if words[0] == "inspose":
+        return "inspose_d2", words[1:]
     if words[:2] == ["python", "-m"] and words[2].startswith("inspose_d2"):
         return words[2], words[3:]
     if words[0] == "python" and words[1].endswith(".py"):
         return words[1], words[2:]
     return None
+
+
+def name_of(program: str, arguments: list[str]) -> str:
+    """Name in RUN."""
+    return f"inspose {arguments[0]}" if program == "inspose_d2" and arguments else program
+
+
+def is_named_only(program: str, arguments: list[str]) -> bool:
+    """Whether a command has no arguments: a text speaks of it."""
+    subcommands = 0 if program != "inspose_d2" else 2 if arguments[:1] == ["convert"] else 1
+    return len(arguments) <= subcommands
 
 
 def call(program: str, arguments: list[str]) -> Any:
@@ -199,12 +220,12 @@ def test_command_is_understood_and_run_somewhere(document: str, command: str) ->
     program = program_of(words)
     if program is not None:
         assert (ROOT / program[0]).is_file() or importlib.util.find_spec(program[0])
-        if program[1] and "--help" not in words:  # without arguments it is only named
+        if not is_named_only(*program) and "--help" not in words:
             check_arguments(*program)
     elif words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert set(words[1:]) <= set(targets), document
-    if program is None or words[0] != "python" or program[0] not in RUN:
+    if program is None or words[0] not in ("python", "inspose") or name_of(*program) not in RUN:
         place = where_else(words)
         assert place, f"{document}: {command!r} is neither run here nor in ELSEWHERE"
 
@@ -314,9 +335,9 @@ SMALL_COMMANDS = sorted(
         command.partition("  #")[0].strip()
         for _, command in ALL
         if (found := program_of(words_of(command))) is not None
-        and words_of(command)[0] == "python"
-        and found[0] in RUN
-        and found[1]
+        and words_of(command)[0] in ("python", "inspose")
+        and name_of(*found) in RUN
+        and not is_named_only(*found)
         and not NEEDS_MORE.search(command)
         and "..." not in command
     }
@@ -334,12 +355,12 @@ def test_command_runs_with_stand_ins(
     for option, value in small.items():
         if option in arguments:
             arguments[arguments.index(option) + 1] = value
-    if program == "tools/demo.py" and "--weights" not in arguments and "--help" not in arguments:
+    name = name_of(program, arguments)
+    if name == "inspose predict" and not {"--weights", "--help"} & {*arguments}:
         arguments += ["--config-file", "small.yaml", "--weights", "output/demo/model_final.pth"]
-    if program == "inspose_d2.data.validate":
+    if name == "inspose validate":
         file = "coco/annotations/person_keypoints_train2017.json"
-        arguments = ["--json", file, "--images", "coco/train2017", *arguments[4:]]
-        monkeypatch.delitem(sys.modules, program, raising=False)
+        arguments = ["validate", "--input", file, "--images", "coco/train2017", *arguments[5:]]
     assert call(program, arguments) == 0
 
 
@@ -354,7 +375,9 @@ def test_commands_that_build_on_each_other_run(block: str, tmp_path: Path) -> No
     for option, small in {"num-images 400": 12, "num-images 50": 6, "MAX_ITER 100": 2}.items():
         assert option in block
         block = block.replace(option, f"{option.split()[0]} {small}")
-    script = f'set -e\npython() {{ "{sys.executable}" "$@"; }}\n{block}'
+    python = f'"{sys.executable}"'
+    script = f'python() {{ {python} "$@"; }}\ninspose() {{ {python} -m inspose_d2 "$@"; }}\n'
+    script = f"set -e\n{script}{block}"
     env = {**os.environ, "PYTHONPATH": str(ROOT), "DETECTRON2_DATASETS": "datasets"}
     subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, check=True)
     assert list((tmp_path / "output" / "torso" / "drawn" / "poses").iterdir())
@@ -447,7 +470,7 @@ def test_files_and_configs_that_are_named_exist() -> None:
 def messages() -> list[str]:
     """All texts in the code, with "..." for values."""
     folder = Path(detectron2.__file__).parent
-    code = [ROOT / "train_net.py", ROOT / "tools/demo.py", *ROOT.glob("inspose_d2/**/*.py")]
+    code = [ROOT / "train_net.py", *ROOT.glob("inspose_d2/**/*.py")]
     code += [folder / "data" / "build.py", Path(yacs.config.__file__)]
     texts = []
     for path in code:

@@ -2,13 +2,13 @@
 
 import copy
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
-import export
 import numpy as np
 import pytest
 import torch
@@ -17,7 +17,8 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 
-from inspose_d2 import InsPose, get_model
+from inspose_d2 import InsPose, cli, get_model
+from inspose_d2.cli import export
 from inspose_d2.export import OUTPUTS, InsPoseGraph, export_onnx, export_program
 
 ROOT = Path(__file__).parent.parent
@@ -116,12 +117,14 @@ def test_model_stays_as_it_is(tiny_cfg: Callable[..., CfgNode]) -> None:
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_tool_says_which_extra_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_tool_says_which_extra_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: name == "onnx" or None)
     arguments = ["--config-file", CONFIG, "--output", str(tmp_path / "model.onnx")]
-    monkeypatch.setattr(sys, "argv", ["export.py", *arguments])
-    with pytest.raises(SystemExit, match=r"onnxruntime, onnxscript: pip install .*\[export\]"):
-        export.main()
+    assert cli.main(["export", *arguments]) == cli.USAGE
+    error = capsys.readouterr().err
+    assert re.search(r"onnxruntime, onnxscript: pip install .*\[export\]", error)
 
 
 @pytest.mark.parametrize(
@@ -129,16 +132,13 @@ def test_tool_says_which_extra_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_p
     [("model.pth", "must end in .onnx or .pt2"), ("no/a.pt2", "no such folder")],
 )
 def test_tool_refuses_a_bad_output_before_it_works(
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     output: str,
     problem: str,
 ) -> None:
     arguments = ["--config-file", CONFIG, "--output", str(tmp_path / output)]
-    monkeypatch.setattr(sys, "argv", ["export.py", *arguments])
-    with pytest.raises(SystemExit):
-        export.main()
+    assert cli.main(["export", *arguments]) == cli.USAGE
     assert problem in capsys.readouterr().err
 
 
@@ -159,9 +159,18 @@ def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file as the tool writes it, from the command line."""
     pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
     output = tmp_path_factory.mktemp("export") / "model.onnx"
-    command = [sys.executable, "tools/export.py", "--config-file", CONFIG, "--output", output]
+    command = [
+        sys.executable,
+        "-m",
+        "inspose_d2",
+        "export",
+        "--config-file",
+        CONFIG,
+        "--output",
+        output,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    opts = ["MODEL.WEIGHTS", WEIGHTS]
+    opts = ["--weights", WEIGHTS]
     subprocess.run([*command, *opts], cwd=ROOT, env=environment, check=True)
     return output
 

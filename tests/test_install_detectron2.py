@@ -7,9 +7,16 @@ import venv
 import zipfile
 from pathlib import Path
 
-import install_detectron2
 import pytest
-from install_detectron2 import DIST_INFO, VERSION, build_wheel, check_sha256, find_installed
+
+from inspose_d2 import install_detectron2
+from inspose_d2.install_detectron2 import (
+    DIST_INFO,
+    VERSION,
+    build_wheel,
+    check_sha256,
+    find_installed,
+)
 
 CONFIG = "MODEL:\n  META_ARCHITECTURE: GeneralizedRCNN\n"
 # LabGym's folder in small, with every way in which it writes the name.
@@ -114,9 +121,8 @@ def test_unknown_use_of_the_name_is_refused(tmp_path: Path) -> None:
 
 def test_wrong_sha256_is_refused(labgym_wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(install_detectron2, "find_installed", lambda: ("", "absent"))
-    monkeypatch.setattr(sys, "argv", ["install_detectron2.py", "--wheel", str(labgym_wheel)])
     with pytest.raises(SystemExit, match="is refused: its sha256 is"):
-        install_detectron2.main()
+        install_detectron2.main(labgym_wheel)
 
 
 def test_right_sha256_is_accepted(labgym_wheel: Path) -> None:

@@ -23,16 +23,12 @@ from detectron2.data.datasets.builtin_meta import (
 )
 from detectron2.engine import default_argument_parser
 from detectron2.structures import Boxes, Instances
-from prepare_crowdpose import main as prepare_crowdpose
-from prepare_crowdpose import prepare
-from select_keypoints import main as select
-from select_keypoints import select_keypoints
 
-import train_net
-from inspose_d2 import ConfigError, InsPosePredictor, get_cfg, register_coco_keypoints
+from inspose_d2 import ConfigError, InsPosePredictor, cli, get_cfg, register_coco_keypoints
 from inspose_d2.data.annotations import check_annotations
 from inspose_d2.data.builtin import CROWDPOSE_NAMES, CROWDPOSE_SIGMAS
 from inspose_d2.data.check import check_config
+from inspose_d2.data.crowdpose import prepare
 from inspose_d2.data.dataset_mapper import InsPoseDatasetMapper
 from inspose_d2.data.keypoint_names import (
     infer_flip_pairs,
@@ -41,7 +37,9 @@ from inspose_d2.data.keypoint_names import (
     wrong_flip_pairs,
 )
 from inspose_d2.data.keypoint_sets import register_datasets
+from inspose_d2.data.select_keypoints import select_keypoints
 from inspose_d2.data.synthetic import build_synthetic_people
+from inspose_d2.engine import launch as train_net
 from inspose_d2.engine.trainer import Trainer
 from inspose_d2.modeling.oks import COCO_SIGMAS, DEFAULT_SIGMA
 from inspose_d2.visualization.poses import LEFT, RIGHT, draw_poses
@@ -410,12 +408,11 @@ CROWD = {
 
 
 def test_prepared_crowdpose_has_what_evaluation_needs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "json").mkdir()
     (tmp_path / "json" / "crowdpose_test.json").write_text(json.dumps(CROWD))
-    monkeypatch.setattr("sys.argv", ["prepare_crowdpose.py", "--input", str(tmp_path / "json")])
-    assert prepare_crowdpose() == 0
+    assert cli.main(["convert", "crowdpose", "--input", str(tmp_path / "json")]) == 0
     assert "1 images, 1 persons" in capsys.readouterr().out
     path = tmp_path / "annotations" / "crowdpose_test.json"
     check_annotations(str(path), 14, evaluation=True, class_names=["person"])
@@ -431,13 +428,12 @@ def test_prepared_crowdpose_has_what_evaluation_needs(
 
 
 def test_crowdpose_files_of_another_kind_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     person = {**CROWD["annotations"][0], "keypoints": [0] * 51}
     with pytest.raises(ValueError, match="annotation 1 has 17 keypoints, CrowdPose has 14"):
         prepare({**CROWD, "annotations": [person]})
-    monkeypatch.setattr("sys.argv", ["prepare_crowdpose.py", "--input", str(tmp_path)])
-    assert prepare_crowdpose() == 2
+    assert cli.main(["convert", "crowdpose", "--input", str(tmp_path)]) == 2
     assert f"{tmp_path} has no crowdpose_" in capsys.readouterr().err
 
 
@@ -483,9 +479,8 @@ def test_five_keypoints_are_trained_and_evaluated(
 ) -> None:
     full = build_synthetic_people(tmp_path, "val", 8, 160, num_workers=1)
     five = tmp_path / "five.json"
-    flags = ["--json", str(full), "--output", str(five), "--keypoints", *FIVE]
-    monkeypatch.setattr("sys.argv", ["select_keypoints.py", *flags])
-    assert select() == 0
+    flags = ["--input", str(full), "--output", str(five), "--keypoints", *FIVE]
+    assert cli.main(["convert", "select-keypoints", *flags]) == 0
     images = str(full.parents[1] / "val")
     output = tmp_path / "output"
     keys = {**FIVE_KEYS, "OUTPUT_DIR": str(output)}

@@ -1,4 +1,4 @@
-"""tools/make_submission.py: the zip for COCO's keypoint server, and what it refuses."""
+"""``inspose submit``: the zip for COCO's keypoint server, and what it refuses."""
 
 import copy
 import json
@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import make_submission
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from inspose_d2 import cli
+from inspose_d2.cli import submit as submit_module
 
 Pose = dict[str, Any]
 STEM = "person_keypoints_test-dev2017_InsPose-R50_results"
@@ -27,7 +29,7 @@ def pose(image_id: int = 7, score: float = 0.5, shift: float = 0.0, **other: Any
 
 
 @pytest.fixture
-def submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+def submit(tmp_path: Path) -> Callable[..., int]:
     """Run the script in ``tmp_path`` on poses, or on the text of a results file."""
 
     def run(poses: Any, name: str = "InsPose-R50", info: Any = None) -> int:
@@ -37,8 +39,7 @@ def submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int
         (tmp_path / "info.json").write_text(json.dumps(info))
         paths = [str(tmp_path / "results.json"), "--image-info", str(tmp_path / "info.json")]
         output = ["--output", str(tmp_path / "out")]
-        monkeypatch.setattr("sys.argv", ["make_submission.py", *paths, "--name", name, *output])
-        return make_submission.main()
+        return cli.main(["submit", "--input", *paths, "--name", name, *output])
 
     return run
 
@@ -103,7 +104,7 @@ def test_coco_gives_the_same_figures_for_all_poses_and_for_the_kept(
         evaluation.summarize()
         return list(evaluation.stats)
 
-    kept = make_submission.for_server(poses)
+    kept = submit_module.for_server(poses)
     assert (len(poses), len(kept)) == (60, 40)
     assert figures(kept) == figures(poses)
     assert 0.1 < figures(kept)[0] < 0.95
@@ -170,12 +171,9 @@ def test_wrong_file_or_name_is_refused_in_one_line(
     assert error.count("\n") == 1
 
 
-def test_missing_file_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["nowhere.json", "--image-info", "neither.json", "--name", "x"]
-    monkeypatch.setattr("sys.argv", ["make_submission.py", *flags])
-    assert make_submission.main() == 2
+    assert cli.main(["submit", "--input", *flags]) == 2
     assert "cannot read neither.json: No such file" in capsys.readouterr().err
 
 
@@ -207,4 +205,4 @@ def test_verify_refuses_what_the_server_would(tmp_path: Path, names: list[str], 
         for name in names:
             archive.writestr(name, text)
     with pytest.raises(ValueError, match="damaged"):
-        make_submission.verify(tmp_path / "x.zip", "poses.json", [])
+        submit_module.verify(tmp_path / "x.zip", "poses.json", [])

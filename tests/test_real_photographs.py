@@ -19,9 +19,9 @@ from detectron2.utils.events import EventStorage
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-import train_net
 from inspose_d2 import add_inspose_config
 from inspose_d2.data.dataset_mapper import InsPoseDatasetMapper
+from inspose_d2.engine import launch as train_net
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 pytestmark = [pytest.mark.coco, pytest.mark.usefixtures("coco_root")]

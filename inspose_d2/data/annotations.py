@@ -1,7 +1,7 @@
 """What may be wrong with a file of COCO keypoint annotations, said so that a person can mend it.
 
 `find_problems` walks the loaded json; training and evaluation stop at the first problem
-(`check_annotations`), ``python -m inspose_d2.data.validate`` lists them. A file without problems
+(`check_annotations`), ``inspose validate`` lists them. A file without problems
 is one that Detectron2's `load_coco_json` and `InsPoseDatasetMapper` read without complaint. The
 format is COCO's: https://cocodataset.org/#format-data.
 """
@@ -114,7 +114,7 @@ def check_annotations(
         flags += " --evaluation" if evaluation else ""
         raise ValueError(
             f"{json_file}: {problem}\nAll problems of the file: "
-            f"python -m inspose_d2.data.validate --json {shlex.quote(json_file)}{flags}"
+            f"inspose validate --input {shlex.quote(json_file)}{flags}"
         )
     if not evaluation:
         _warn(json_file, coco)

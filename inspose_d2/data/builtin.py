@@ -12,7 +12,7 @@ ordinary COCO folder. Figures are reported on `val`; whoever chooses a setting d
 person_keypoints_*.json` and `people/{train,val}` below `$DETECTRON2_DATASETS`: `fit` and `holdout`
 are the parts of `train` that `tools/hold_out.py` makes.
 
-`crowdpose_{train,val,trainval,test}` are the files that `tools/prepare_crowdpose.py` writes.
+`crowdpose_{train,val,trainval,test}` are the files that `inspose convert crowdpose` writes.
 """
 
 import os

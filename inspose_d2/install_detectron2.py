@@ -8,9 +8,9 @@ byte for byte, the one of Detectron2's commit 864913f (8 January 2024).
 The compiled operators (`detectron2._C`) are not included; InsPose needs none of them.
 """
 
-import argparse
 import base64
 import hashlib
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -23,7 +23,7 @@ SHA256 = "a2900cff8a3fb508e1975f19b5f9abd9f261966db87b0c332697fb4138c1cb2b"
 SOURCE = "LabGym/detectron2/"
 VERSION = "0.6+labgym3.1.2"
 DIST_INFO = f"detectron2-{VERSION}.dist-info"
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]  # in a checkout
 
 # Detectron2's own requirements, and setuptools for the pkg_resources that model_zoo imports.
 METADATA = f"""\
@@ -57,7 +57,7 @@ Requires-Dist: setuptools<81
 
 WHEEL = """\
 Wheel-Version: 1.0
-Generator: InsPose-D2 tools/install_detectron2.py
+Generator: InsPose-D2 install_detectron2.py
 Root-Is-Purelib: true
 Tag: py3-none-any
 """
@@ -68,7 +68,7 @@ Copyright (c) Facebook, Inc. and its affiliates.
 Licensed under the Apache License, Version 2.0 (see LICENSE).
 https://github.com/facebookresearch/detectron2
 
-This distribution was made by tools/install_detectron2.py of InsPose-D2 from the folder
+This distribution was made by install_detectron2.py of InsPose-D2 from the folder
 LabGym/detectron2 of the wheel LabGym 3.1.2 on PyPI (https://github.com/umyelab/LabGym).
 LabGym changed these files: it prefixed the name "detectron2" with "LabGym.".
 InsPose-D2 changed them back: "LabGym.detectron2" became "detectron2" in every file.
@@ -91,18 +91,18 @@ print(version, "from", folder)
 """
 
 
-def main() -> None:
-    """Keep a working Detectron2, or install one."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--wheel", type=Path, help="LabGym's wheel, when it is already downloaded")
-    args = parser.parse_args()
+def main(wheel: Path | None = None) -> None:
+    """Keep a working Detectron2, or install one.
 
+    Args:
+        wheel: LabGym's; None downloads it.
+    """
     found, _ = find_installed()
     if found:
         print(f"Detectron2 {found} is kept.")
         return
     with tempfile.TemporaryDirectory() as folder:
-        labgym_wheel = args.wheel or download(Path(folder))
+        labgym_wheel = wheel or download(Path(folder))
         check_sha256(labgym_wheel, SHA256)
         install(build_wheel(labgym_wheel, Path(folder)))
     found, reason = find_installed()
@@ -159,7 +159,7 @@ def build_wheel(labgym_wheel: Path, folder: Path) -> Path:
         }
     if not files:
         sys.exit(f"{labgym_wheel.name} holds no folder {SOURCE}")
-    files[f"{DIST_INFO}/LICENSE"] = (ROOT / "LICENSE").read_text()
+    files[f"{DIST_INFO}/LICENSE"] = licence()
     files[f"{DIST_INFO}/NOTICE"] = NOTICE
     files[f"{DIST_INFO}/METADATA"] = METADATA
     files[f"{DIST_INFO}/WHEEL"] = WHEEL
@@ -172,6 +172,14 @@ def build_wheel(labgym_wheel: Path, folder: Path) -> Path:
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, text, zipfile.ZIP_DEFLATED)
     return wheel
+
+
+def licence() -> str:
+    """The Apache licence, which is this project's too: in a checkout, or as it was installed."""
+    if (ROOT / "LICENSE").is_file():
+        return (ROOT / "LICENSE").read_text()
+    own = importlib.metadata.files("inspose_d2") or ()
+    return next(x for x in own if x.name == "LICENSE").read_text()
 
 
 def restore_name(path: str, text: str) -> str:
@@ -195,7 +203,8 @@ def record(files: dict[str, str]) -> str:
 def install(wheel: Path) -> None:
     """Install the wheel and what it requires, in the tested versions."""
     pip = [sys.executable, "-m", "pip", "install", "--no-cache-dir"]
-    pip += ["--constraint", str(ROOT / "constraints.txt"), str(wheel)]
+    tested = ROOT / "constraints.txt"
+    pip += [*(("--constraint", str(tested)) if tested.is_file() else ()), str(wheel)]
     if subprocess.run(pip).returncode != 0:
         sys.exit("pip could not install Detectron2: its reason stands above.")
 

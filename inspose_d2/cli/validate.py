@@ -1,16 +1,13 @@
-"""List what is wrong with a file of COCO keypoint annotations, and what training makes of it.
-
-    python -m inspose_d2.data.validate --json annotations.json --images folder
+"""``inspose validate``: what is wrong with annotations, and what training makes of them.
 
 Exit status 0: no problem, 2: problems.
 """
 
 import argparse
-import sys
 from collections.abc import Collection
 from typing import Any
 
-from .annotations import (
+from ..data.annotations import (
     count_outside,
     find_problems,
     is_dropped,
@@ -63,42 +60,21 @@ def summarize(coco: Any, wrong: Collection[str] = ()) -> list[str]:
     return lines
 
 
-def main() -> int:
-    """Check the file that the command line names.
-
-    Returns:
-        The exit status.
-    """
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", required=True, metavar="FILE")
-    parser.add_argument("--images", metavar="FOLDER", help="look for the image files here")
-    parser.add_argument("--num-keypoints", type=int, metavar="K", help="default: what FILE says")
-    parser.add_argument(
-        "--evaluation", action="store_true", help="poses are to be scored by it, not learned"
-    )
-    args = parser.parse_args()
-    say = sys.stdout.write
-    try:
-        coco = load_annotations(args.json)
-    except (OSError, ValueError) as error:
-        say(f"{error}\n")
-        return 2
+def run(args: argparse.Namespace) -> int:
+    """Check a file; returns the exit status."""
+    coco = load_annotations(args.input)
     problems = list(
         find_problems(coco, args.num_keypoints, args.images, evaluation=args.evaluation)
     )
     for problem in problems[:MAX_LINES]:
-        say(f"{args.json}: {problem}\n")
+        print(f"{args.input}: {problem}")
     if len(problems) > MAX_LINES:
-        say(f"and {len(problems) - MAX_LINES} more problems\n")
+        print(f"and {len(problems) - MAX_LINES} more problems")
     wrong = {problem.entry for problem in problems if problem.entry}
     if wrong or not problems:
-        say("\n".join(summarize(coco, wrong)) + "\n")
+        print("\n".join(summarize(coco, wrong)))
     if problems:
-        say(f"{len(problems)} problems: training and evaluation refuse the file until cured\n")
+        print(f"{len(problems)} problems: training and evaluation refuse the file until cured")
         return 2
-    say("no problem found\n")
+    print("no problem found")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

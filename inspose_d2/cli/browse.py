@@ -1,31 +1,10 @@
-#!/usr/bin/env python
-"""Look at what a model is trained on, and at what an evaluated model does worst.
-
-    python tools/browse.py data --config-file quick/synthetic_people --output browse/data
-    python tools/browse.py results --config-file quick/synthetic_people --output browse/results
-
-Each writes pictures and index.html, a page to open in any browser, with no net.
-
-`data` takes the first images that training with this config (SEED, one worker) would see, after
-flips and resizing, and shows what is annotated and what the network is to learn from it: positive
-locations, regions left out, disk offsets, heatmaps.
-
-`results` matches the predictions of an evaluation (coco_instances_results.json) with the annotated
-persons as COCO's evaluation does, and shows the persons of the lowest OKS first, ground truth
-beside prediction, then the false positives. The matching is COCOeval's at OKS 0.5, the lowest that
-counts for AP: the 20 best predictions of an image, best first, each take the person that is still
-free and fits best. A person whom none takes is missed; the OKS given for it is that of the best
-prediction that took nobody.
-
-Exit status: 0, or 2 where it cannot be done.
-"""
+"""``inspose browse``: what a model is trained on, and what an evaluated model does worst."""
 
 import argparse
 import contextlib
 import html
 import itertools
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +14,6 @@ from urllib.parse import quote
 import cv2
 import numpy as np
 import torch
-from demo import write_picture
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
@@ -47,17 +25,18 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
-from inspose_d2 import InsPose, get_cfg
-from inspose_d2.data.check import check_config
-from inspose_d2.data.images import read_image
-from inspose_d2.data.keypoint_sets import register_datasets
-from inspose_d2.engine.trainer import Trainer
-from inspose_d2.modeling.geometry import Locations, map_size
-from inspose_d2.modeling.keypoint_codec import decode_keypoints
-from inspose_d2.modeling.target_generator import LEFT_OUT, Targets
-from inspose_d2.visualization.poses import draw_poses
+from ..config import get_cfg
+from ..data.check import check_config
+from ..data.images import read_image
+from ..data.keypoint_sets import register_datasets
+from ..engine.trainer import Trainer
+from ..modeling import InsPose
+from ..modeling.geometry import Locations, map_size
+from ..modeling.keypoint_codec import decode_keypoints
+from ..modeling.target_generator import LEFT_OUT, Targets
+from ..visualization.poses import draw_poses
+from .predict import write_picture
 
-DONE, USAGE = 0, 2
 MATCH_OKS = 0.5  # the lowest threshold of COCO's AP
 SHOWN_SIZE = 640  # pixels, that the longer side of a small training image is enlarged to
 ROW_HEIGHT = 300  # pixels, of the pictures of a result
@@ -66,7 +45,7 @@ WEAKEST = 0.25  # a predicted keypoint of a lower score is drawn as if it had th
 # BGR. Persons of an image take these in turn; red, the fourth, is for what is left out.
 PERSON_COLORS = [
     tuple(round(255 * x) for x in rgb[::-1])
-    for i, rgb in enumerate(colormaps["tab10"].colors)
+    for i, rgb in enumerate(colormaps["tab10"].colors)  # type: ignore[attr-defined]
     if i != 3
 ]
 LEFT_OUT_COLOR = (60, 60, 230)
@@ -336,8 +315,8 @@ class Finding:
     """An annotated person with the prediction that COCO's matching gives it, or one of them."""
 
     image_id: int
-    person: dict[str, Any] | None  # annotation; None of a false positive
-    prediction: dict[str, Any] | None  # in COCO's form; None where nothing fits at all
+    person: Any  # annotation; None of a false positive
+    prediction: Any  # in COCO's form; None where nothing fits at all
     oks: float  # 0 of a false positive
     is_found: bool
 
@@ -605,50 +584,17 @@ def table(persons: Sequence[Finding], anchors: Sequence[str], files: dict[int, s
     )
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, what in (("data", "images"), ("results", "persons, and of false positives")):
-        command = commands.add_parser(name)
-        command.add_argument("--config-file", required=True, help="file or name")
-        command.add_argument("--output", type=Path, required=True, help="folder")
-        command.add_argument("--num", type=int, default=30, help=f"of {what} in pictures (30)")
-        if name == "results":
-            command.add_argument(
-                "--results",
-                type=Path,
-                help="by default inference/coco_instances_results.json in OUTPUT_DIR",
-            )
-        command.add_argument("opts", nargs=argparse.REMAINDER, help="config: KEY VALUE ...")
-    args = parser.parse_args(argv)
-    if args.num < 1:
-        parser.error(f"--num must be at least 1, got {args.num}")
-    return args
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the page; returns the exit status."""
-    args = parse(argv)
-    try:
-        cfg = get_cfg(args.config_file, args.opts)
-        cfg.MODEL.DEVICE = "cpu"
-        training = args.command == "data"
-        register_datasets(cfg, training=training)
-        check_config(cfg, training=training)
-        if args.command == "data":
-            page = browse_data(cfg, args.num, args.output)
-        else:
-            default = Path(cfg.OUTPUT_DIR, "inference", "coco_instances_results.json")
-            page = browse_results(cfg, args.results or default, args.num, args.output)
-    except (OSError, ValueError) as error:
-        print(f"browse.py: {error}", file=sys.stderr)
-        return USAGE
+def run(args: argparse.Namespace) -> int:
+    """Write the page."""
+    cfg = get_cfg(args.config_file, args.opts)
+    cfg.MODEL.DEVICE = "cpu"
+    training = args.what == "data"
+    register_datasets(cfg, training=training)
+    check_config(cfg, training=training)
+    if training:
+        page = browse_data(cfg, args.num, args.output)
+    else:
+        default = Path(cfg.OUTPUT_DIR, "inference", "coco_instances_results.json")
+        page = browse_results(cfg, args.input or default, args.num, args.output)
     print(f"see {page}")
-    return DONE
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return 0

@@ -1,17 +1,7 @@
-#!/usr/bin/env python
-"""Find the poses in pictures on a web page: drop a picture, or take one with the camera.
-
-    python tools/web.py
-    python tools/web.py --config-file quick/synthetic_people --weights output/demo/model_final.pth
-
-The page shows the poses above a threshold, what the KP-Net of each person sees, and how long the
-network took; the poses can be downloaded in COCO's form for results, as tools/demo.py writes them.
-
-Only this machine is served unless --host says otherwise. The page loads nothing from elsewhere, and
-the pictures are deleted an hour after their use, all of them when the server ends (Ctrl-C).
-"""
+"""``inspose web``: a page that finds the poses in pictures."""
 
 import argparse
+import contextlib
 import functools
 import html
 import ipaddress
@@ -21,22 +11,22 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from demo import USAGE, Demo, ResultsFile, make_config, write_picture
 from detectron2.structures import Instances
 
-from inspose_d2.data.images import ImageError, read_image
-from inspose_d2.data.synthetic import make_image
+from ..data.images import ImageError, read_image
+from ..data.synthetic import make_image
+from .predict import Demo, ResultsFile, make_config, write_picture
 
 try:
     import gradio as gr
-except ImportError:
-    sys.exit("web.py: gradio is not installed; pip install -e '.[web]'")
+except ImportError as error:
+    raise OSError("gradio is not installed: pip install 'inspose_d2[web]'") from error
 
 POSES = -1  # the view of all poses; others are numbers of persons, from 0
 EXAMPLES = (14, 6, 10)  # numbers of synthetic pictures with people of several sizes
@@ -274,7 +264,7 @@ def serve(blocks: gr.Blocks, host: str, port: int) -> None:
     """
     if not is_loopback(host):
         print(
-            f"web.py: warning: whoever reaches {host} can use the page, there is no password; "
+            f"inspose web: warning: whoever reaches {host} can use the page, there is no password; "
             "--host 127.0.0.1 serves this machine alone",
             file=sys.stderr,
         )
@@ -283,7 +273,7 @@ def serve(blocks: gr.Blocks, host: str, port: int) -> None:
     theme.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")
     blocks.launch(
         server_name=host,
-        server_port=port,
+        server_port=port or None,  # gradio takes a free one
         share=False,
         ssr_mode=False,
         pwa=False,
@@ -296,7 +286,7 @@ def serve(blocks: gr.Blocks, host: str, port: int) -> None:
         quiet=True,
         prevent_thread_lock=True,
     )
-    print(f"http://{host}:{port} (Ctrl-C ends it)", flush=True)
+    print(f"http://{host}:{blocks.server_port} (Ctrl-C ends it)", flush=True)
     blocks.block_thread()
 
 
@@ -306,35 +296,12 @@ def leave(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", help="file or name; by default the model of tools/demo.py")
-    parser.add_argument("--weights", help="checkpoint of that config, file or name")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
-    parser.add_argument("--port", type=int, default=7860, help="port to listen on (7860)")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config changes: KEY VALUE ...")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Serve the page; returns the exit status."""
-    args = parse(argv)
+def run(args: argparse.Namespace) -> int:
+    """Serve the page."""
     signal.signal(signal.SIGTERM, leave)
     with tempfile.TemporaryDirectory(prefix="inspose_web_", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             demo = Demo(make_config(args), score_threshold=0.0, batch_size=1)
             serve(build(Page(demo, Path(folder))), args.host, args.port)
-        except (OSError, ValueError) as error:
-            print(f"web.py: {error}", file=sys.stderr)
-            return USAGE
-        except KeyboardInterrupt:
-            pass
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,27 +1,4 @@
-#!/usr/bin/env python
-"""Find the poses in images, a video or a webcam's frames; draw them and write them as JSON.
-
-    python tools/demo.py --input photo.jpg --output out
-    python tools/demo.py --input photos 'more/*.png' --output out --kp-net-view
-    python tools/demo.py --input dance.mp4 --output out --video-out dance.webm
-    python tools/demo.py --input webcam --output out
-
-The output folder then holds
-
-    poses/        the pictures, in the tree and under the names of the inputs; of a video its WebM
-    kp_nets/      with --kp-net-view: the keypoint maps of the best person of each image
-    results.json  the poses, one a line, in COCO's form for results: image_id, category_id (1),
-                  bbox (x, y, width, height), score, keypoints (x, y, score, x, ...) and, besides,
-                  file_name
-
-Coordinates are COCO's: pixels, the first one's centre is (0, 0). A keypoint's score is a
-probability. image_id is the number that is the file's name where all files have such names and no
-two the same, as COCO's do, else the place among the inputs, from 0; in a video that of the frame.
-
-A file that cannot be read is left out and listed at the end with the reason. Exit status: 0 all
-done, 1 nothing done, 2 could not begin, 3 some files left out, 130 interrupted by Ctrl-C, which
-leaves whole files of all that was done. A webcam is ended by Ctrl-C or, in its window, q: 0.
-"""
+"""``inspose predict``: the poses in images, a video or a webcam's frames, drawn and as JSON."""
 
 import argparse
 import contextlib
@@ -44,15 +21,14 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from tqdm import tqdm
 
-from inspose_d2.config import get_cfg
-from inspose_d2.data.images import ImageError, read_image
-from inspose_d2.engine.predictor import InsPosePredictor
-from inspose_d2.model_zoo import find_weights
-from inspose_d2.modeling.keypoint_maps import keypoint_maps_of
-from inspose_d2.visualization.poses import draw_keypoint_maps, draw_poses
+from ..config import get_cfg
+from ..data.images import ImageError, read_image
+from ..engine.predictor import InsPosePredictor
+from ..model_zoo import find_weights
+from ..modeling.keypoint_maps import keypoint_maps_of
+from ..visualization.poses import draw_keypoint_maps, draw_poses
 
-ROOT = Path(__file__).resolve().parent.parent
-# The model of commands that name none: that of `make demo`.
+# The model of commands that name none.
 # In the package, so that the demo works at once: a small model of synthetic people.
 DEFAULT_CONFIG = "quick/synthetic_people_tiny"
 DEFAULT_WEIGHTS = "synthetic_people_tiny"
@@ -61,7 +37,7 @@ IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # 
 WRITTEN = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}  # a picture of another becomes name.gif.png
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 WEBCAM = "webcam"
-DONE, NOTHING, USAGE, SOME_LEFT_OUT, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, NOTHING, SOME_LEFT_OUT = 0, 1, 3
 
 T = TypeVar("T")
 
@@ -80,7 +56,7 @@ class Demo:
         """Find the poses above the threshold in (H, W, 3) BGR images."""
         if not images:
             return []
-        found = self.predictor(images, batch_size=self.batch_size)
+        found = self.predictor(tuple(images), batch_size=self.batch_size)
         poses = [result["instances"].to("cpu") for result in found]
         return [x[x.scores >= self.score_threshold] for x in poses]
 
@@ -398,49 +374,28 @@ def make_config(args: argparse.Namespace) -> CfgNode:
         if args.config_file is not None:
             raise ValueError("--config-file needs --weights, the checkpoint to use")
         weights = DEFAULT_WEIGHTS
-    cfg = get_cfg(args.config_file or DEFAULT_CONFIG, args.opts)
+    device = ["MODEL.DEVICE", args.device] if args.device else []
+    cfg = get_cfg(args.config_file or DEFAULT_CONFIG, [*args.opts, *device])
     cfg.MODEL.WEIGHTS = str(find_weights(weights))
     return cfg
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--input", nargs="+", required=True, help="images, folders, patterns; or a video; or webcam"
-    )
-    parser.add_argument(
-        "--output", type=Path, required=True, help="folder, or the picture of a single image"
-    )
-    parser.add_argument("--config-file", help="file or name; by default the model of `make demo`")
-    parser.add_argument("--weights", help="checkpoint of that config, file or name")
-    parser.add_argument(
-        "--score-threshold", type=float, default=0.4, help="poses below are left out (0.4)"
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        default=1,
-        help="images that are read at once (1); those of one size go through the model together",
-    )
-    parser.add_argument("--kp-net-view", action="store_true", help="draw keypoint maps too")
-    parser.add_argument("--video-out", type=Path, help="the video's WebM, elsewhere")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config changes: KEY VALUE ...")
-    args = parser.parse_args(argv)
-    args.is_video = args.input == [WEBCAM] or Path(args.input[0]).suffix.lower() in VIDEOS
-    if args.is_video and len(args.input) > 1:
-        parser.error("--input: one video at a time")
-    if args.is_video and args.kp_net_view:
-        parser.error("--kp-net-view is for images")
-    if args.video_out is not None and not args.is_video:
-        parser.error("--video-out is for a video or the webcam")
+def check_arguments(args: argparse.Namespace) -> bool:
+    """Refuse options that contradict each other; returns whether the input is a video.
+
+    Raises:
+        ValueError: they do.
+    """
+    is_video = args.input == [WEBCAM] or Path(args.input[0]).suffix.lower() in VIDEOS
+    if is_video and len(args.input) > 1:
+        raise ValueError("--input: one video at a time")
+    if is_video and args.kp_net_view:
+        raise ValueError("--kp-net-view is for images")
+    if args.video_out is not None and not is_video:
+        raise ValueError("--video-out is for a video or the webcam")
     if args.video_out is not None and args.video_out.suffix.lower() != ".webm":
-        parser.error(f"--video-out {args.video_out}: the name must end with .webm")
-    if args.batch_size < 1:
-        parser.error(f"--batch-size must be at least 1, got {args.batch_size}")
-    return args
+        raise ValueError(f"--video-out {args.video_out}: the name must end with .webm")
+    return is_video
 
 
 def report(done: int, left_out: dict[str, str], results: ResultsFile, unit: str) -> int:
@@ -461,7 +416,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: it cannot be done.
     """
-    if args.is_video:
+    if check_arguments(args):
         source = args.input[0]
         name = WEBCAM if source == WEBCAM else Path(source).stem
         path = args.video_out or args.output / "poses" / f"{name}.webm"
@@ -478,20 +433,3 @@ def run(args: argparse.Namespace) -> int:
     with ResultsFile(folder_of(args.output) / "results.json") as results:
         left_out = run_images(demo, jobs, results, args.kp_net_view)
     return report(len(jobs) - len(left_out), left_out, results, "images")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo; returns the exit status."""
-    args = parse(argv)
-    try:
-        return run(args)
-    except (OSError, ValueError) as error:
-        print(f"demo.py: {error}", file=sys.stderr)
-        return USAGE
-    except KeyboardInterrupt:
-        print("interrupted; what was done until now is whole", file=sys.stderr)
-        return INTERRUPTED
-
-
-if __name__ == "__main__":
-    sys.exit(main())

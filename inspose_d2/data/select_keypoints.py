@@ -1,16 +1,6 @@
-#!/usr/bin/env python
-"""Write a copy of a COCO keypoint file with some of its keypoints, in any order.
+"""Copies of COCO keypoint files with some of their keypoints, in any order."""
 
-python tools/select_keypoints.py --json all.json --output two.json --keypoints nose left_eye
-
-The images stay where they are.
-"""
-
-import argparse
-import json
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 
@@ -48,24 +38,3 @@ def select_keypoints(coco: dict[str, Any], names: Sequence[str]) -> dict[str, An
         annotations.append(annotation)
     category = {**category, "keypoints": list(names), "skeleton": skeleton}
     return {**coco, "annotations": annotations, "categories": [category]}
-
-
-def main() -> int:
-    """Write the copy; the exit status is 2 where it cannot be made."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", type=Path, required=True, help="file to copy")
-    parser.add_argument("--output", type=Path, required=True, help="file to write")
-    parser.add_argument("--keypoints", nargs="+", required=True, metavar="NAME")
-    args = parser.parse_args()
-    try:
-        coco = select_keypoints(json.loads(args.json.read_text()), args.keypoints)
-    except (OSError, ValueError) as error:
-        sys.stderr.write(f"select_keypoints.py: {args.json}: {error}\n")
-        return 2
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(coco))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

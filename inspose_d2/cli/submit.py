@@ -1,18 +1,4 @@
-#!/usr/bin/env python
-"""Pack poses on COCO test-dev for COCO's keypoint server, and check the zip.
-
-    RESULTS=output/inference/coco_instances_results.json
-    INFO=$DETECTRON2_DATASETS/coco/annotations/image_info_test-dev2017.json
-    python tools/make_submission.py $RESULTS --image-info $INFO --name InsPose-R50
-
-The poses are those that evaluation on ``keypoints_coco_2017_test-dev`` writes. Their coordinates
-are COCO's already (``COCOEvaluator`` takes off the half pixel that Detectron2 adds on loading):
-nothing is added or taken off here. To make the file smaller only the 20 best poses of an image
-stay (COCO counts no more), the third number of a keypoint, which COCO does not use, becomes 1, and
-coordinates are rounded to hundredths of a pixel, where COCO itself recommends whole pixels.
-
-File names and form: https://cocodataset.org/#upload and https://cocodataset.org/#format-results.
-"""
+"""``inspose submit``: a zip of poses for COCO's keypoint server, checked."""
 
 import argparse
 import json
@@ -194,25 +180,7 @@ def make_submission(results: Path, image_info: Path, name: str, folder: Path) ->
         )
 
 
-def main() -> int:
-    """Run the script; returns the exit status: 0, or 2 after one line on what is wrong."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("results", type=Path, help="coco_instances_results.json")
-    parser.add_argument("--image-info", type=Path, required=True, help="image_info_test-dev2017")
-    parser.add_argument("--name", required=True, help="of the algorithm, in the file's name")
-    parser.add_argument("--output", type=Path, help="folder; by default that of the results")
-    args = parser.parse_args()
-    try:
-        make_submission(
-            args.results, args.image_info, args.name, args.output or args.results.parent
-        )
-    except (OSError, ValueError) as error:
-        print(f"make_submission.py: {error}", file=sys.stderr)
-        return 2
+def run(args: argparse.Namespace) -> int:
+    """Pack the poses."""
+    make_submission(args.input, args.image_info, args.name, args.output or args.input.parent)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,4 @@
-#!/usr/bin/env python
 """Write the annotations of CrowdPose in the form that Detectron2 and COCO's evaluation read.
-
-    python tools/prepare_crowdpose.py --input datasets/crowdpose/json
 
 Reads crowdpose_{train,val,trainval,test}.json, those that are there, and writes files of the same
 names into the folder `annotations` beside the input's. They get what COCO's evaluation needs and
@@ -9,13 +6,12 @@ CrowdPose's files lack: an `area`, 0.53 of the box as in the API of CrowdPose's 
 theirs; and the names and skeleton of the 14 keypoints. The images are not touched.
 """
 
-import argparse
 import json
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from inspose_d2.data.builtin import CROWDPOSE_NAMES, CROWDPOSE_SKELETON
+from .builtin import CROWDPOSE_NAMES, CROWDPOSE_SKELETON
 
 SPLITS = ("train", "val", "trainval", "test")
 AREA_OF_BOX = 0.53
@@ -53,31 +49,35 @@ def prepare(coco: dict[str, Any]) -> dict[str, Any]:
     return {**coco, "annotations": annotations, "categories": [category]}
 
 
-def main() -> int:
-    """Write the files; the exit status is 2 where there are none."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--input", type=Path, required=True, help="folder json of CrowdPose")
-    folder = parser.parse_args().input.resolve()
+def prepare_folder(folder: Path, output: Path | None = None) -> Iterator[str]:
+    """Write completed copies of CrowdPose's files.
+
+    Args:
+        folder: with ``crowdpose_{train,val,trainval,test}.json``, those that are there.
+        output: folder; by default ``annotations`` beside the other.
+
+    Yields:
+        A line for each file written.
+
+    Raises:
+        ValueError: there is none, or one that is not CrowdPose's.
+    """
+    folder = folder.resolve()
     files = [folder / f"crowdpose_{split}.json" for split in SPLITS]
     files = [file for file in files if file.is_file()]
     if not files:
-        sys.stderr.write(f"prepare_crowdpose.py: {folder} has no crowdpose_{{train,...}}.json\n")
-        return 2
-    output = folder.parent / "annotations"
-    output.mkdir(exist_ok=True)
+        raise ValueError(f"{folder} has no crowdpose_{{train,val,trainval,test}}.json")
+    output = output or folder.parent / "annotations"
+    output.mkdir(parents=True, exist_ok=True)
     for file in files:
         try:
             coco = prepare(json.loads(file.read_text()))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file}: no file of CrowdPose: {error!r}") from error
         except ValueError as error:
-            sys.stderr.write(f"prepare_crowdpose.py: {file}: {error}\n")
-            return 2
+            raise ValueError(f"{file}: {error}") from error
         (output / file.name).write_text(json.dumps(coco))
-        sys.stdout.write(
+        yield (
             f"{output / file.name}: {len(coco['images'])} images, "
-            f"{len(coco['annotations'])} persons\n"
+            f"{len(coco['annotations'])} persons"
         )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,151 @@
+"""Training and evaluation as a program: on one worker, on several, or under torchrun."""
+
+import argparse
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup, launch
+from detectron2.engine.launch import DEFAULT_TIMEOUT
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from ..checkpoint import InsPoseCheckpointer, NoValidCheckpoint
+from ..config import ConfigError, find_config, get_cfg, list_configs
+from ..data.check import check_config
+from ..data.keypoint_sets import register_datasets
+from .signals import STOPPING
+from .trainer import Trainer
+
+logger = logging.getLogger("detectron2")
+
+
+def program_of(args: argparse.Namespace) -> str:
+    """Name of the program, for its messages."""
+    return f"inspose {args.command}" if "command" in args else "train_net.py"
+
+
+def load_config(args: argparse.Namespace) -> CfgNode:
+    """Make the config from the command line.
+
+    A config that cannot be used ends the program: one message, exit status 2.
+    """
+    try:
+        if not args.config_file:
+            raise ConfigError(
+                "--config-file is missing: give a YAML file or one of these names: "
+                + ", ".join(list_configs())
+            )
+        args.config_file = str(find_config(args.config_file))  # default_setup opens it
+        cfg = get_cfg(args.config_file, args.opts)
+        register_datasets(cfg, training=not args.eval_only)
+        check_config(cfg, training=not args.eval_only)
+    except ConfigError as error:
+        sys.stderr.write(f"{program_of(args)}: {error}\n")
+        raise SystemExit(2) from error
+    return cfg
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Make the config from the command line and set up logging and the output folder."""
+    cfg = load_config(args)
+    cfg.freeze()
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="inspose_d2", abbrev_name="inspose_d2")
+    num_workers = comm.get_world_size()
+    if num_workers > 1 and comm.is_main_process() and torch.device(cfg.MODEL.DEVICE).type == "cpu":
+        logger.warning(
+            "%d workers share the CPUs: that is meant for small configs such as those of "
+            "configs/quick; the others need GPUs",
+            num_workers,
+        )
+    return cfg
+
+
+def main(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Run one worker; exit with status 3 where ``--resume`` finds no valid checkpoint."""
+    try:
+        return train_or_evaluate(setup(args), args)
+    except NoValidCheckpoint as error:
+        logger.error("%s", error)
+        sys.exit(3)
+
+
+def train_or_evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any] | None:
+    """Evaluate with ``--eval-only``, else train.
+
+    ``TEST.AUG`` is for ``--eval-only``: evaluation on the way of training sees each image once.
+    """
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        InsPoseCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+            cfg.MODEL.WEIGHTS, resume=args.resume, strict=True
+        )
+        test = Trainer.test_with_augmentation if cfg.TEST.AUG.ENABLED else Trainer.test
+        return test(cfg, model)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+def main_under_torchrun(args: argparse.Namespace) -> None:
+    """Run one worker that torchrun has started: the world is described by the environment."""
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+    comm.synchronize()
+    main(args)
+    dist.destroy_process_group()
+
+
+def launch_workers(args: argparse.Namespace) -> None:
+    """Run a worker per GPU; what ends them ends this program with the same exit status."""
+
+    def forward(signum: int, frame: object) -> None:  # noqa: ARG001
+        for worker in multiprocessing.active_children():
+            if worker.pid:
+                os.kill(worker.pid, signum)
+
+    num_gpus = torch.cuda.device_count()
+    if 0 < num_gpus < args.num_gpus:
+        sys.stderr.write(
+            f"{program_of(args)}: --num-gpus is {args.num_gpus}, but this machine has {num_gpus} "
+            "GPUs\n"
+        )
+        sys.exit(2)
+    if args.num_gpus > 1:
+        load_config(args)  # once, or each worker would complain
+        for signum in STOPPING:
+            signal.signal(signum, forward)
+    try:
+        launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except torch.multiprocessing.ProcessExitedException as error:
+        sys.exit(error.exit_code if error.exit_code >= 0 else 128 - error.exit_code)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train or evaluate.
+
+    Args:
+        args: of Detectron2's ``default_argument_parser``.
+    """
+    if dist.is_torchelastic_launched():
+        main_under_torchrun(args)
+    else:
+        launch_workers(args)
