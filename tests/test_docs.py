@@ -73,6 +73,7 @@ ELSEWHERE = {
     "python tools/benchmark_official.py": "nowhere: a benchmark that no test repeats",
     "python tools/benchmark_load.py": "tests/test_benchmark_load.py",
     "python tools/benchmark_draw.py": "nowhere: a benchmark that no test repeats",
+    "python tools/benchmark_nms.py": "nowhere: a benchmark that no test repeats",
     "python tools/hold_out.py": "tests/test_hold_out.py",
     "python tools/lite0_imagenet.py": "tests/test_lite0_imagenet.py",
     "python tools/update_model_zoo.py": "tests/test_update_model_zoo.py",

@@ -183,6 +183,21 @@ def test_nms_of_poses_is_that_of_the_definition(threshold: float, max_poses: int
     assert nms_of_poses(keypoints, scores, sigmas, threshold, max_poses).tolist() == expected
 
 
+@pytest.mark.parametrize("num_keypoints", [3, 17])
+@pytest.mark.parametrize("threshold", [0.1, 0.5])
+@pytest.mark.parametrize("room", [1.0, 4.0])
+def test_nms_of_500_poses_is_that_of_the_graph(
+    monkeypatch: pytest.MonkeyPatch, num_keypoints: int, threshold: float, room: float
+) -> None:
+    keypoints, scores, sigmas = random_people(100, 500)
+    keypoints[..., :2] += (room - 1) * keypoints[:100, :1, :2].repeat(5, 1, 1)
+    keypoints, sigmas = keypoints[:, :num_keypoints], sigmas[:num_keypoints]
+    kept = nms_of_poses(keypoints, scores, sigmas, threshold, 100)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert kept.equal(nms_of_poses(keypoints, scores, sigmas, threshold, 100))
+    assert len(kept) > 20
+
+
 def test_keypoints_on_a_neighbour_join_boxes_and_not_poses() -> None:
     # Two persons 60 pixels apart; two keypoints of each lie on the other.
     people, _, sigmas = random_people(1, 1)
