@@ -1,6 +1,7 @@
 """The users' commands on real COCO photographs; skipped where there are none."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,10 +140,9 @@ def test_predictor_gives_well_formed_poses_on_every_validation_photograph() -> N
         assert score.max() <= 1
 
 
-@pytest.mark.slow
-def test_eight_photographs_are_learned_by_heart(
-    tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+@pytest.fixture
+def eight_photographs(tmp_path: Path) -> Iterator[str]:
+    """Name of a data set of the first eight photographs with labelled persons, 14 of them."""
     source = MetadataCatalog.get("keypoints_coco_2017_train")
     DatasetCatalog.get("keypoints_coco_2017_train")  # fills in the metadata
     coco = json.loads(Path(source.json_file).read_text())
@@ -157,23 +157,69 @@ def test_eight_photographs_are_learned_by_heart(
     MetadataCatalog.get(name).set(
         keypoint_names=source.keypoint_names, keypoint_flip_map=source.keypoint_flip_map
     )
-    request.addfinalizer(lambda: (DatasetCatalog.remove(name), MetadataCatalog.remove(name)))
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+@pytest.mark.slow
+def test_eight_photographs_are_learned_by_heart(tmp_path: Path, eight_photographs: str) -> None:
     run(
         "quick/coco_by_heart.yaml",
         tmp_path / "eight",
         **{
-            "DATASETS.TRAIN": (name,),
-            "DATASETS.TEST": (name,),
+            "DATASETS.TRAIN": (eight_photographs,),
+            "DATASETS.TEST": (eight_photographs,),
             "SOLVER.MAX_ITER": 300,
             "TEST.EVAL_PERIOD": 0,
             "SEED": 0,
         },
     )
     assert metrics(tmp_path / "eight")[-1]["keypoints/AP"] > 95
-    truth = COCO(str(subset))
+    truth = COCO(MetadataCatalog.get(eight_photographs).json_file)
     found = truth.loadRes(str(tmp_path / "eight/inference/coco_instances_results.json"))
     evaluation = COCOeval(truth, found, "keypoints")
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
     assert evaluation.stats[6] == 1  # every person is found, by an OKS of 0.5
+
+
+@pytest.mark.slow
+def test_reduced_model_of_the_authors_learns_eight_photographs(
+    tmp_path: Path, eight_photographs: str
+) -> None:
+    # Seed 0: the loss ends at 0.13 of that of the first steps, AP at 43, AP50 at 92.
+    run(
+        "quick/coco_by_heart.yaml",
+        tmp_path / "official",
+        **{
+            "MODEL.META_ARCHITECTURE": "InsPoseOfficial",
+            "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+            "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+            "MODEL.INSPOSE.KEYPOINT_SCORE_WEIGHT_TEST": 0.0,
+            "MODEL.INSPOSE.SCORE_THRESH_TEST": 0.05,
+            "MODEL.INSPOSE.NMS_THRESH_TEST": 0.3,
+            # At the authors' 0.9 the offsets of so small persons are trained at one cell each.
+            "MODEL.INSPOSE.HEATMAP.MIN_OVERLAP": 0.3,
+            "INPUT.FORMAT": "RGB",
+            "INPUT.RESIZE": "opencv",
+            "INPUT.MIN_SIZE_TRAIN": (128,),
+            "INPUT.MAX_SIZE_TRAIN": 153,
+            "INPUT.MIN_SIZE_TEST": 128,
+            "INPUT.MAX_SIZE_TEST": 153,
+            "DATASETS.TRAIN": (eight_photographs,),
+            "DATASETS.TEST": (eight_photographs,),
+            "DATALOADER.NUM_WORKERS": 0,
+            "SOLVER.BASE_LR": 0.004,
+            "SOLVER.WARMUP_ITERS": 20,
+            "SOLVER.MAX_ITER": 160,
+            "TEST.EVAL_PERIOD": 0,
+            "SEED": 0,
+        },
+    )
+    lines = metrics(tmp_path / "official")
+    losses = [x["total_loss"] for x in lines if "total_loss" in x]
+    assert losses[-1] < 0.3 * losses[0]
+    assert lines[-1]["keypoints/AP"] > 25
+    assert lines[-1]["keypoints/AP50"] > 75

@@ -214,6 +214,12 @@ def test_trainer_fits_the_schedule_and_doubts_the_test_size(
 
 
 AMP = {"SOLVER.AMP.ENABLED": True}
+OFFICIAL = {
+    "MODEL.META_ARCHITECTURE": "InsPoseOfficial",
+    "MODEL.INSPOSE.KEYPOINT_SCORE_WEIGHT_TEST": 0.0,
+    "INPUT.RESIZE": "opencv",
+    "SOLVER.IMS_PER_BATCH": 1,
+}
 
 
 @pytest.mark.fault
@@ -224,6 +230,7 @@ AMP = {"SOLVER.AMP.ENABLED": True}
         {"DATALOADER.NUM_WORKERS": 2},
         {**AMP, "SOLVER.AMP.PRECISION": "float16"},
         {**AMP, "SOLVER.AMP.PRECISION": "bfloat16"},
+        OFFICIAL,
     ],
 )
 def test_interrupted_and_resumed_run_equals_the_uninterrupted_one(
