@@ -318,3 +318,18 @@ def test_command_line(
     Path("r.json").write_text("[]")
     assert cli.main(["browse", *missing, "--input", "r.json", *opts]) == 0
     assert "see x/index.html" in capsys.readouterr().out
+
+
+def test_targets_of_the_authors_model_are_drawn(cfg: CfgNode, tmp_path: Path) -> None:
+    official = ["MODEL.META_ARCHITECTURE", "InsPoseOfficial", "INPUT.RESIZE", "opencv"]
+    cfg.merge_from_list([*official, "MODEL.INSPOSE.KEYPOINT_SCORE_WEIGHT_TEST", 0.0])
+    model = build_model(cfg)
+    (inputs,) = next(iter(Trainer.build_train_loader(cfg.clone())))[:1]
+    targets, _ = browse.targets_of(model, inputs)
+    at = model.preprocess_image([inputs]).tensor.shape[-2:]
+    assert targets.heatmaps.shape == (1, 17, at[0] // 4, at[1] // 4)
+    text = browse.browse_data(cfg, 3, tmp_path / "page").read_text()
+    assert text.count("heatmaps</figcaption>") == text.count("disk offsets</figcaption>") == 3
+    of_image_1 = text.split("photo%20%26%201.png")[1].split("</section>")[0]
+    assert "positive locations: p3 0, p4 0, p5 0" not in of_image_1
+    check_is_self_contained(tmp_path / "page" / "index.html")

@@ -189,7 +189,7 @@ def test_eight_photographs_are_learned_by_heart(tmp_path: Path, eight_photograph
 def test_reduced_model_of_the_authors_learns_eight_photographs(
     tmp_path: Path, eight_photographs: str
 ) -> None:
-    # Seed 0: the loss ends at 0.13 of that of the first steps, AP at 43, AP50 at 92.
+    # Measured: 43 AP, AP50 92 with this seed; 37 and 91 with another and a rate of 0.006.
     run(
         "quick/coco_by_heart.yaml",
         tmp_path / "official",

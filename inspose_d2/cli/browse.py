@@ -30,10 +30,11 @@ from ..data.check import check_config
 from ..data.images import read_image
 from ..data.keypoint_sets import register_datasets
 from ..engine.trainer import Trainer
-from ..modeling import InsPose
+from ..modeling import InsPose, InsPoseOfficial
 from ..modeling.geometry import Locations, map_size
 from ..modeling.keypoint_codec import decode_keypoints
-from ..modeling.target_generator import LEFT_OUT, Targets
+from ..modeling.official.head import DENSE_SCALE
+from ..modeling.target_generator import LEFT_OUT, NO_PERSON, PERSON, Targets
 from ..visualization.poses import draw_poses
 from .predict import write_picture
 
@@ -148,14 +149,14 @@ def browse_data(cfg: CfgNode, num: int, output: Path) -> Path:
     """Write the page of training data; returns its path.
 
     Args:
-        cfg: of a model InsPose, on the CPU.
+        cfg: of a model InsPose or InsPoseOfficial, on the CPU.
         num: of images, at most; each image of the data set comes once.
         output: folder.
 
     Raises:
         ValueError: the config is another model's, or the data set has nothing to train on.
     """
-    if cfg.MODEL.META_ARCHITECTURE != "InsPose":
+    if cfg.MODEL.META_ARCHITECTURE not in ("InsPose", "InsPoseOfficial"):
         raise ValueError(
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}: targets are InsPose's"
         )
@@ -174,19 +175,46 @@ def browse_data(cfg: CfgNode, num: int, output: Path) -> Path:
     return page.write()
 
 
-def targets_of(model: InsPose, inputs: dict[str, Any]) -> tuple[Targets, Locations]:
+def targets_of(model: Any, inputs: dict[str, Any]) -> tuple[Targets, Locations]:
     """Make the targets of one image, as a batch, and its locations, without running the network."""
-    height, width = model.preprocess_image([inputs]).tensor.shape[-2:]
-    sizes = [map_size((height, width), stride) for stride in model.strides]
+    images = model.preprocess_image([inputs])
+    sizes = [map_size(images.tensor.shape[-2:], stride) for stride in model.strides]
     locations = Locations.of([torch.zeros(1, 1, *size) for size in sizes], model.strides)
-    targets = model.target_generator(
-        [inputs["instances"]], locations, map_size((height, width), model.kp_net.map_stride)
+    maps = map_size(images.tensor.shape[-2:], model.kp_net.map_stride)
+    if isinstance(model, InsPose):
+        return model.target_generator([inputs["instances"]], locations, maps), locations
+    (persons,) = model.persons_of([inputs], images.image_sizes)
+    made = model.criterion.targets([persons], locations, maps)
+    labelled = made.keypoints[..., 2] > 0
+    targets = Targets(
+        labels=torch.where(made.is_positive, PERSON, NO_PERSON),
+        positives=made.positives,
+        cells=made.cells,
+        labelled=labelled,
+        keypoints=made.keypoints,
+        areas=made.areas,
+        boxes=made.boxes,
+        disk_offsets=made.offsets,
+        disk_mask=made.offset_mask,
+        heatmaps=made.heatmaps,
+        num_labelled=(persons.keypoints[..., 2] > 0).sum(),
     )
     return targets, locations
 
 
+def strides_of(model: Any) -> tuple[int | None, int | None]:
+    """Give the strides of the maps of offsets and of heatmaps; None where a model has none."""
+    if isinstance(model, InsPoseOfficial):
+        stride = model.kp_net.stride // DENSE_SCALE
+        return stride, stride
+    return (
+        None if model.disk_offset_branch is None else model.kp_net.map_stride,
+        None if model.heatmap_branch is None else model.target_generator.heatmap_stride,
+    )
+
+
 def data_section(
-    model: InsPose, inputs: dict[str, Any], metadata: Metadata, image_format: str
+    model: InsPose | InsPoseOfficial, inputs: dict[str, Any], metadata: Metadata, image_format: str
 ) -> Section:
     """Draw one image of training with its targets."""
     targets, locations = targets_of(model, inputs)
@@ -198,12 +226,11 @@ def data_section(
         "annotations": draw_annotations(image, inputs["instances"], zoom, metadata),
         "positive locations and regions left out": draw_locations(image, targets, locations, zoom),
     }
-    if model.disk_offset_branch is not None:
-        stride = model.kp_net.map_stride
-        pictures["disk offsets"] = draw_disks(image, targets, stride, zoom)
-    if model.heatmap_branch is not None:
-        cell = zoom * model.target_generator.heatmap_stride
-        pictures["heatmaps"] = draw_heatmaps(image, targets.heatmaps[0], cell)
+    offset_stride, heatmap_stride = strides_of(model)
+    if offset_stride is not None:
+        pictures["disk offsets"] = draw_disks(image, targets, offset_stride, zoom)
+    if heatmap_stride is not None:
+        pictures["heatmaps"] = draw_heatmaps(image, targets.heatmaps[0], zoom * heatmap_stride)
     counts = ", ".join(
         f"{name} {int((targets.positives.strides == stride).sum())}"
         for name, stride in zip(model.in_features, model.strides, strict=True)

@@ -47,6 +47,7 @@ class OfficialTargets:
     positives: Candidates  # N
     is_positive: Tensor  # (B, L) bool
     keypoints: Tensor  # (N, K, 3) of the positive's person
+    boxes: Tensor  # (N, 4) of the positive's person
     cells: Tensor  # (N, K) cell of each keypoint in the maps of the KP-Nets
     areas: Tensor  # (N,)
     heatmaps: Tensor  # (B, K, 2H, 2W)
@@ -140,6 +141,7 @@ class OfficialCriterion:
             positives=candidates_at(locations, is_positive),
             is_positive=is_positive,
             keypoints=keypoints,
+            boxes=torch.cat([x.boxes[i] for x, i in zip(persons, chosen, strict=True)]),
             cells=encode_cells(keypoints, stride, map_size),
             areas=torch.cat([x.areas[i] for x, i in zip(persons, chosen, strict=True)]),
             heatmaps=heatmaps,

@@ -16,7 +16,7 @@ from ..geometry import Locations
 from ..image_model import ImageModel
 from ..kp_net import KPNet
 from ..oks import oks_sigmas
-from .criterion import OfficialCriterion, persons_of
+from .criterion import OfficialCriterion, Persons, persons_of
 from .decode import HALF_PIXEL, Kept, enlarged_peaks, make_instances, rescale, select_poses
 from .head import DENSE_SCALE, DenseBranch, KeypointFeatures, OfficialHead
 
@@ -195,6 +195,22 @@ class InsPoseOfficial(ImageModel):
         pyramid = [features[name] for name in self.in_features]
         return OfficialPredictions(pyramid, *self.head(pyramid))
 
+    def persons_of(
+        self, batched_inputs: list[dict[str, Any]], image_sizes: list[tuple[int, int]]
+    ) -> list[Persons]:
+        """Choose the persons to find in each image, without the half pixel of Detectron2's loader.
+
+        Args:
+            batched_inputs: "instances" per image, and "height" and "width" before it was resized.
+            image_sizes: (H, W) of each image without padding, pixels.
+        """
+        persons = []
+        for inputs, (height, width) in zip(batched_inputs, image_sizes, strict=True):
+            scale = (width / inputs.get("width", width), height / inputs.get("height", height))
+            shift = torch.tensor(scale, device=self.device) * -HALF_PIXEL
+            persons.append(persons_of(inputs["instances"].to(self.device), shift))
+        return persons
+
     def losses(
         self,
         predictions: OfficialPredictions,
@@ -207,17 +223,13 @@ class InsPoseOfficial(ImageModel):
         Args:
             predictions: of the network.
             locations: of the padded images.
-            batched_inputs: "instances" per image, and "height" and "width" before it was resized.
-            image_sizes: (H, W) of each image without padding, pixels.
+            batched_inputs: as for :meth:`persons_of`.
+            image_sizes: the same.
 
         Returns:
             The losses of :class:`OfficialCriterion`, finite, reaching every parameter that learns.
         """
-        persons = []
-        for inputs, (height, width) in zip(batched_inputs, image_sizes, strict=True):
-            scale = (width / inputs.get("width", width), height / inputs.get("height", height))
-            shift = torch.tensor(scale, device=self.device) * -HALF_PIXEL
-            persons.append(persons_of(inputs["instances"].to(self.device), shift))
+        persons = self.persons_of(batched_inputs, image_sizes)
         p3 = predictions.pyramid[0]
         targets = self.criterion.targets(persons, locations, (p3.shape[2], p3.shape[3]))
         positives = targets.positives
