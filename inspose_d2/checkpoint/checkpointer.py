@@ -334,6 +334,8 @@ class InsPoseCheckpointer(DetectionCheckpointer):
             state = data["model_state"].items()
             weights = {k: v for k, v in state if not k.endswith("num_batches_tracked")}
             data = {"model": weights, "__author__": "pycls", "matching_heuristics": True}
+        elif filename.endswith(".safetensors"):
+            data = {"model": _read_safetensors(filename)}
         else:
             data = super()._load_file(filename)
         _require_weights(filename, data["model"])
@@ -540,6 +542,18 @@ def torch_load(path: str, *, mmap: bool = False) -> dict[str, Any]:
     return data
 
 
+def _read_safetensors(path: str) -> dict[str, Any]:
+    """Read a file of tensors as timm publishes them."""
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise CheckpointError(f"{path} needs safetensors: pip install safetensors") from error
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise CheckpointError(_why_unreadable(path, error)) from error
+
+
 def _read_pickle(path: str) -> dict[str, Any]:
     """Read a pickle of arrays, as Detectron2 and Caffe2 publish them."""
     try:
@@ -583,7 +597,7 @@ def _why_unreadable(path: str, error: Exception) -> str:
         return f"{path} is a web page, not weights: the download went wrong"
     if start.startswith((b"PK", b"\x80")):
         return f"{path} is damaged or cut short ({type(error).__name__}): copy it again"
-    return f"{path} is no checkpoint: a .pth, .pkl or .pyth file is needed"
+    return f"{path} is no checkpoint: a .pth, .pkl, .pyth or .safetensors file is needed"
 
 
 def _name_of_resnet(name: str) -> str:
