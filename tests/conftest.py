@@ -28,12 +28,14 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances, Keypoints
 from detectron2.utils import logger as d2_logger
 from hypothesis import settings
 from torch import Tensor
 
-from inspose_d2 import add_inspose_config
+from inspose_d2 import add_inspose_config, register_coco_keypoints
+from inspose_d2.data.synthetic import build_synthetic_people
 from inspose_d2.modeling.geometry import enclosing_boxes
 
 ROOT = Path(__file__).parent.parent
@@ -121,6 +123,21 @@ def coco_root() -> Path:
     if not annotations.is_file():
         pytest.skip(f"$DETECTRON2_DATASETS has no COCO: {annotations} is missing")
     return Path(root)
+
+
+@pytest.fixture(scope="session")
+def few_people(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """Settings for training and evaluation on eight pictures instead of hundreds.
+
+    They are large enough for COCO's medium and large persons.
+    """
+    folder, name = tmp_path_factory.mktemp("few_people"), "few_people"
+    file = build_synthetic_people(folder, "val", 8, 400, num_workers=1)
+    entry = [name, str(file), str(file.parents[1] / "val")]
+    register_coco_keypoints(*entry)
+    yield {"DATASETS.REGISTER": [entry], "DATASETS.TRAIN": (name,), "DATASETS.TEST": (name,)}
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import reproduce
+import reproduce_peer
 from coco_ap import ap_by_people, average_precision, images_by_people
 from detectron2.evaluation.coco_evaluation import _evaluate_predictions_on_coco
 from pycocotools.coco import COCO
@@ -280,17 +281,21 @@ def test_ap_is_that_of_detectron2_s_evaluator() -> None:
 
 
 @pytest.mark.slow
-def test_a_small_table_and_the_peer_from_end_to_end(tmp_path: Path) -> None:
+def test_a_small_table_and_the_peer_from_end_to_end(
+    tmp_path: Path, few_people: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reproduce_peer, "TIMED_STEPS", 2)
+    monkeypatch.setattr(reproduce_peer, "TIMED_IMAGES", 4)
     folders = ["--runs", str(tmp_path), "--output", str(tmp_path)]
-    tiny = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"]
-    tiny += ["DATASETS.TRAIN", "('synthetic_people_val',)", "SOLVER.IMS_PER_BATCH", "2"]
+    small = {"INPUT.MIN_SIZE_TRAIN": (64,), "INPUT.MIN_SIZE_TEST": 64, "SOLVER.IMS_PER_BATCH": 2}
+    tiny = [str(x) for item in {**few_people, **small}.items() for x in item]
     jobs = str(min(2, os.cpu_count() or 1))
-    small = ["--small", "--steps", "4", "--seeds", "1", "--jobs", jobs, *folders, *tiny]
-    assert reproduce.main(["--peer", *small]) == 0
+    flags = ["--small", "--steps", "4", "--seeds", "1", "--jobs", jobs, *folders, *tiny]
+    assert reproduce.main(["--peer", *flags]) == 0
     text = (tmp_path / "peer_small.md").read_text()
     assert "not measured" not in text
     assert "| Keypoint R-CNN |" in text.split("## Cost")[1]
-    assert reproduce.main(["--table", "1", *small]) == 0
+    assert reproduce.main(["--table", "1", *flags]) == 0
     assert "not measured" not in (tmp_path / "table1_small.md").read_text()
     for name in ("InsPose_R50_3x", "KeypointRCNN_R50_3x"):
         folder = tmp_path / "small" / name / "seed1"

@@ -1,5 +1,6 @@
 """train_net.py as users run it: training, resuming, evaluating, several workers."""
 
+import contextlib
 import json
 import math
 import os
@@ -77,22 +78,23 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 def test_training_evaluates_on_the_way_resumes_and_evaluates_alone(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], few_people: dict[str, Any]
 ) -> None:
-    run(tmp_path, **{"SOLVER.MAX_ITER": 2, "TEST.EVAL_PERIOD": 1})
+    run(tmp_path, **few_people, **{"SOLVER.MAX_ITER": 2, "TEST.EVAL_PERIOD": 1})
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
     assert list(tmp_path.glob("events.out.tfevents*"))  # TensorBoard
     assert capfd.readouterr().out.count(AP_LINE) == 2  # after the first step and at the end
     assert "keypoints/AP" in metrics(tmp_path)[-1]
     assert not [key for line in metrics(tmp_path) for key in line if key.startswith("bbox")]
 
-    run(tmp_path, "--resume", **{"SOLVER.MAX_ITER": 3})
+    run(tmp_path, "--resume", **few_people, **{"SOLVER.MAX_ITER": 3})
     last = torch.load(tmp_path / "model_final.pth", weights_only=True)
     assert last["iteration"] == 2  # the third step, counted from 0
 
     capfd.readouterr()
     final = str(tmp_path / "model_final.pth")
-    results = run(tmp_path, "--eval-only", **{"MODEL.WEIGHTS": final})
+    weights_of_run = {**few_people, "MODEL.WEIGHTS": final}
+    results = run(tmp_path, "--eval-only", **weights_of_run)
     assert results.keys() == {"keypoints"}  # no box AP for pseudo-boxes
     assert math.isfinite(results["keypoints"]["AP"])
     printed = capfd.readouterr()
@@ -103,17 +105,20 @@ def test_training_evaluates_on_the_way_resumes_and_evaluates_alone(
     predictions = tmp_path / "inference" / "coco_instances_results.json"
     plain = json.loads(predictions.read_text())
     assert plain
-    views = {"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": (64,)}
-    run(tmp_path, "--eval-only", **{"MODEL.WEIGHTS": final, **views, "TEST.AUG.FLIP": False})
+    views = {**weights_of_run, "TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": (64,)}
+    run(tmp_path, "--eval-only", **views, **{"TEST.AUG.FLIP": False})
     assert json.loads(predictions.read_text()) == plain  # one view: the same from file to result
-    results = run(tmp_path, "--eval-only", **{"MODEL.WEIGHTS": final, **views})
+    results = run(tmp_path, "--eval-only", **views)
     assert results.keys() == {"keypoints"}
     assert json.loads(predictions.read_text()) != plain
 
 
 @pytest.mark.slow
-def test_boxes_of_a_box_head_are_evaluated_beside_keypoints(tmp_path: Path) -> None:
-    results = run(tmp_path, "--eval-only", **{"MODEL.INSPOSE.BOX_HEAD.ENABLED": True})
+def test_boxes_of_a_box_head_are_evaluated_beside_keypoints(
+    tmp_path: Path, few_people: dict[str, Any]
+) -> None:
+    settings = {**few_people, "MODEL.INSPOSE.BOX_HEAD.ENABLED": True}
+    results = run(tmp_path, "--eval-only", **settings)
     assert results.keys() == {"bbox", "keypoints"}
 
 
@@ -204,8 +209,10 @@ def test_worker_without_persons_keeps_up_with_the_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_torchrun_starts_two_workers_that_train_and_evaluate(tmp_path: Path) -> None:
-    settings = {"SOLVER.MAX_ITER": 2, "SOLVER.IMS_PER_BATCH": 2}
+def test_torchrun_starts_two_workers_that_train_and_evaluate(
+    tmp_path: Path, few_people: dict[str, Any]
+) -> None:
+    settings = {**few_people, "SOLVER.MAX_ITER": 2, "SOLVER.IMS_PER_BATCH": 2}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", "2"]
     printed = launch([*command, "train_net.py", *arguments(tmp_path, **settings)])
@@ -246,8 +253,12 @@ def saved_step(output: Path) -> int:
 
 
 def children(pid: int) -> list[int]:
-    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False)
-    return [int(x) for x in found.stdout.split()]
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            _, parent, *_ = stat.read_text().rpartition(")")[2].split()
+            found += [int(stat.parent.name)] * (int(parent) == pid)
+    return sorted(found)
 
 
 def workers_flags(number: int, folder: Path) -> tuple[str, ...]:
@@ -259,13 +270,7 @@ def workers_flags(number: int, folder: Path) -> tuple[str, ...]:
 @pytest.mark.fault
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("signum", "status", "number"),
-    [
-        (signal.SIGTERM, 143, 1),
-        (signal.SIGINT, 130, 1),
-        (signal.SIGTERM, 143, 2),
-        (signal.SIGINT, 130, 2),
-    ],
+    ("signum", "status", "number"), [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 2)]
 )
 def test_signal_saves_the_step_and_sets_the_exit_status(
     tmp_path: Path, signum: int, status: int, number: int
