@@ -463,14 +463,14 @@ def test_backends_give_the_same_in_tritons_interpreter() -> None:
     pytest.importorskip("inspose_d2.modeling.kp_net_triton", exc_type=ImportError)
     kp_net, fused = make_kp_net(), make_kp_net()
     fused.backend = "triton"
-    images = [make_input(kp_net, n, seed=n) for n in (2, 0, 1)]
+    images = [make_input(kp_net, n, seed=n) for n in (1, 0, 1)]
     sizes = [(HEIGHT, WIDTH), (3, 3), (4, 6)]
     batch = batch_of(*images)
     for got, expected in zip(fused.peaks(*batch, sizes), kp_net.peaks(*batch, sizes), strict=True):
         torch.testing.assert_close(got, expected)
 
     inputs = batch.params.requires_grad_(), batch.features.requires_grad_()
-    cells = torch.arange(51).view(3, 17) % 35
+    cells = torch.arange(34).view(2, 17)
     values = [net.log_probs(*batch, cells) for net in (fused, kp_net)]
     torch.testing.assert_close(*values, atol=1e-4, rtol=1e-4)
     gradients = [torch.autograd.grad(x.square().sum(), inputs) for x in values]

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 HEIGHT, WIDTH = 17, 19
 # Unpadded parts of the images: all of it, one without persons, one that ends in the first tile.
 SIZES = [(17, 19), (5, 6), (12, 15)]
-PERSONS = [2, 0, 3]
+PERSONS = [1, 0, 2]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -94,7 +94,7 @@ def log_probs(case: Case, cells: Tensor) -> Tensor:
     return y.cpu()
 
 
-@pytest.mark.parametrize(("num_layers", "num_keypoints"), [(1, 17), (2, 5), (3, 17), (4, 1)])
+@pytest.mark.parametrize(("num_layers", "num_keypoints"), [(1, 5), (2, 5), (3, 17), (4, 1)])
 def test_peaks_equal_definition(num_layers: int, num_keypoints: int) -> None:
     case = make_case(num_layers, num_keypoints)
     cells, logits, lse = peaks(case)
@@ -110,7 +110,7 @@ def test_peaks_equal_definition(num_layers: int, num_keypoints: int) -> None:
 def test_peak_is_first_of_equal_cells() -> None:
     # Depth 1: the two maps are features 0 and 1.
     case = make_case(num_layers=1, num_keypoints=2, feature_channels=2)
-    params = torch.zeros(5, 2 * 4 + 2)
+    params = torch.zeros(3, 2 * 4 + 2)
     params[:, 0] = params[:, 5] = 1
     features = torch.zeros(3, 2, HEIGHT * WIDTH)
     features[:, 0, [40, 44, 300]] = 2  # within a tile and in both tiles
@@ -119,12 +119,12 @@ def test_peak_is_first_of_equal_cells() -> None:
     cells, logits, lse = peaks(case)
     # Image 0 is 19 wide. Image 2 is 12 x 15: 40 = 2 * 19 + 2 is there 2 * 15 + 2, and its second
     # map is zero everywhere.
-    assert cells.tolist() == [[40, 270]] * 2 + [[32, 0]] * 3
-    assert logits.tolist() == [[2, 2]] * 2 + [[2, 0]] * 3
+    assert cells.tolist() == [[40, 270]] + [[32, 0]] * 2
+    assert logits.tolist() == [[2, 2]] + [[2, 0]] * 2
     expected = [3 * math.exp(2) + 320, 2 * math.exp(2) + 321]
     assert lse[0].tolist() == pytest.approx([math.log(x) for x in expected])
     expected = [2 * math.exp(2) + 178, 180]
-    assert lse[4].tolist() == pytest.approx([math.log(x) for x in expected])
+    assert lse[2].tolist() == pytest.approx([math.log(x) for x in expected])
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN")  # of NumPy, in the interpreter
@@ -167,7 +167,7 @@ def test_log_probs_and_gradients_equal_definition(
     case.params.requires_grad_()
     case.features.requires_grad_()
     generator = torch.Generator().manual_seed(0)
-    cells = torch.randint(HEIGHT * WIDTH, (5, num_keypoints), generator=generator)
+    cells = torch.randint(HEIGHT * WIDTH, (3, num_keypoints), generator=generator)
     actual = log_probs(case, cells)
     expected = case.maps().flatten(2).log_softmax(dim=-1).gather(2, cells[..., None])[..., 0]
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
@@ -186,16 +186,16 @@ def test_nothing_of_the_size_of_maps_is_kept_for_backward() -> None:
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        log_probs(case, torch.zeros(5, 4, dtype=torch.int64))
+        log_probs(case, torch.zeros(3, 4, dtype=torch.int64))
     assert max(kept) == case.features.numel()
-    assert sum(kept) < 5 * 4 * HEIGHT * WIDTH
+    assert sum(kept) < 3 * 4 * HEIGHT * WIDTH
 
 
 def test_gradients_are_the_same_every_time() -> None:
     case = make_case(2, 2, feature_channels=2, channels=2)
     case.params.requires_grad_()
     case.features.requires_grad_()
-    cells = torch.zeros(5, 2, dtype=torch.int64)
+    cells = torch.zeros(3, 2, dtype=torch.int64)
     first, second = (gradients(case, log_probs(case, cells)) for _ in range(2))
     assert first[0].equal(second[0])
     assert first[1].equal(second[1])
@@ -254,19 +254,23 @@ for name, capability in itertools.product(names, capabilities):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("widths", [[4, 2, 2, 3], [10, 8, 8, 17]])
-def test_kernels_compile_and_hardly_spill(widths: list[int], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("widths", "capabilities"), [([4, 2, 2, 3], [80, 90]), ([10, 8, 8, 17], [90])]
+)
+def test_kernels_compile_and_hardly_spill(
+    widths: list[int], capabilities: list[int], tmp_path: Path
+) -> None:
     try:
         triton.knobs.nvidia.cuobjdump.path  # noqa: B018
     except RuntimeError as error:
         pytest.skip(f"this Triton has no compiler for NVIDIA devices: {error}")
     # In a process of its own, because what the interpreter runs cannot be compiled.
     environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-c", COMPILE, json.dumps([widths, 80, 90])]
+    command = [sys.executable, "-c", COMPILE, json.dumps([widths, *capabilities])]
     result = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
     stacks = [int(line.split()[-1]) for line in result.stdout.splitlines()]
-    assert len(stacks) == 3 * 2
+    assert len(stacks) == 3 * len(capabilities)
     assert max(stacks) <= 64  # 16 of 255 registers
