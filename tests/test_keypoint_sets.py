@@ -516,7 +516,7 @@ def test_five_keypoints_are_trained_and_evaluated(
             # Workers meet in a file: a free port may be taken before they do.
             workers = ["--num-gpus", "2", "--dist-url", f"file://{tmp_path / f'meeting_{number}'}"]
             result = subprocess.run(
-                [*command, *workers, *more], cwd=ROOT, capture_output=True, text=True, timeout=300
+                [*command, *workers, *more], cwd=ROOT, capture_output=True, text=True, timeout=600
             )
             assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
         assert "copypaste: Task: keypoints" in result.stdout + result.stderr

@@ -201,7 +201,7 @@ def test_import_training_and_prediction_use_no_network(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", OFFLINE, str(tmp_path)]
     environment = {**os.environ, "INSPOSE_D2_CACHE": str(tmp_path)}
     result = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     before, after = result.stdout.split("done\n")

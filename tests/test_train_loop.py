@@ -257,7 +257,8 @@ def train_two_dead(folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_workers_stop_together_once_the_nets_of_both_are_dead(tmp_path: Path) -> None:
-    launch(train_two_dead, 2, dist_url="auto", args=(str(tmp_path),))
+    url = f"file://{tmp_path / 'rendezvous'}"
+    launch(train_two_dead, 2, dist_url=url, args=(str(tmp_path),))
     for rank in (0, 1):
         assert (tmp_path / str(rank)).read_text() == str(5 + DEAD_STEPS - 1)
 

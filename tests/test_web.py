@@ -267,7 +267,7 @@ def server(model: CfgNode, tmp_path: Path) -> Iterator[tuple[str, Path]]:
             yield line.split()[0], log
         finally:
             process.terminate()
-            process.communicate(timeout=30)
+            process.communicate(timeout=600)
     assert process.returncode == 0
     assert not list((tmp_path / "tmp").glob("inspose_web_*"))  # no picture stays
 
