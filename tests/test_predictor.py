@@ -189,6 +189,30 @@ def test_batch_size_below_one_is_refused(predictor: InsPosePredictor, batch_size
         predictor([picture()], batch_size=batch_size)
 
 
+def test_device_is_that_of_the_config_or_refused(cfg: CfgNode) -> None:
+    assert InsPosePredictor(cfg).model.device.type == "cpu"
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cuda"
+        with pytest.raises(ValueError, match=r"MODEL\.DEVICE is 'cuda', but .*set it to 'cpu'"):
+            InsPosePredictor(cfg)
+
+
+def test_config_is_taken_by_its_name() -> None:
+    predictor = InsPosePredictor("quick/synthetic_people_tiny", weights="synthetic_people_tiny")
+    assert predictor.cfg.MODEL.INSPOSE.NUM_KEYPOINTS == 17
+
+
+def test_threshold_is_one_of_the_score_that_is_returned(cfg: CfgNode) -> None:
+    cfg.MODEL.INSPOSE.KEYPOINT_SCORE_WEIGHT_TEST = 0.75  # scores are lower than probabilities
+    torch.manual_seed(0)
+    low = InsPosePredictor(cfg, score_threshold=0.0)
+    found = low(picture())["instances"].scores
+    threshold = float(found.median())
+    high = InsPosePredictor(cfg, score_threshold=threshold)
+    high.model.load_state_dict(low.model.state_dict())
+    torch.testing.assert_close(high(picture())["instances"].scores, found[found >= threshold])
+
+
 def test_arguments_go_before_the_config(cfg: CfgNode) -> None:
     before = cfg.clone()
     cfg.freeze()

@@ -46,7 +46,8 @@ class Demo:
     """A model and how its poses are drawn."""
 
     def __init__(self, cfg: CfgNode, score_threshold: float, batch_size: int) -> None:
-        self.predictor = InsPosePredictor(cfg, device=cfg.MODEL.DEVICE)
+        least = min(score_threshold, cfg.MODEL.INSPOSE.SCORE_THRESH_TEST)
+        self.predictor = InsPosePredictor(cfg, score_threshold=least)
         self.max_pixels = cfg.INPUT.MAX_PIXELS
         self.metadata = MetadataCatalog.get(next(iter(cfg.DATASETS.TEST), "__unused"))
         self.score_threshold = score_threshold

@@ -14,7 +14,7 @@ from detectron2.structures import Instances
 from PIL import Image
 
 from ..checkpoint import InsPoseCheckpointer
-from ..config.files import ConfigError
+from ..config import ConfigError, get_cfg
 from ..data.images import ImageError, ResizeShortestEdge, read_image, to_array
 from ..data.keypoint_sets import register_datasets
 from ..model_zoo import find_weights
@@ -27,16 +27,16 @@ Picture = str | os.PathLike[str] | np.ndarray | Image.Image
 class InsPosePredictor:
     """Detectron2's ``DefaultPredictor`` that also takes files, Pillow images and lists.
 
-    It chooses the device itself and refuses what is no image by name. One predictor may be called
+    It refuses what is no image by name. One predictor may be called
     from several threads at once.
 
-        predictor = InsPosePredictor(cfg, weights="model_final.pth")
+        predictor = InsPosePredictor("InsPose_R50_3x", weights="model_final.pth")
         poses = predictor("image.jpg")["instances"]
     """
 
     def __init__(
         self,
-        cfg: CfgNode,
+        cfg: CfgNode | str | os.PathLike[str],
         *,
         weights: str | os.PathLike[str] | None = None,
         device: str | torch.device | None = None,
@@ -47,10 +47,12 @@ class InsPosePredictor:
         """Build the model and load its weights.
 
         Args:
-            cfg: the whole config; not changed. The others, where given, go before its keys.
+            cfg: the whole config; not changed. Or a YAML file, or a name in :func:`list_configs`.
+                The others, where given, go before its keys.
             weights: checkpoint file, or a name in :func:`list_checkpoints`; ``MODEL.WEIGHTS``.
-            device: by default "cuda" where there is one, else "cpu", whatever ``MODEL.DEVICE`` is.
-            score_threshold: ``MODEL.INSPOSE.SCORE_THRESH_TEST``, in [0, 1].
+            device: ``MODEL.DEVICE``.
+            score_threshold: ``MODEL.INSPOSE.SCORE_THRESH_TEST``, in [0, 1]; poses whose score is
+                below are left out, whatever their person probability is.
             nms_threshold: ``MODEL.INSPOSE.NMS_THRESH_TEST``, in [0, 1].
             max_poses: ``TEST.DETECTIONS_PER_IMAGE``, at least 1.
 
@@ -58,9 +60,10 @@ class InsPosePredictor:
             ValueError: an argument is out of its range.
             CheckpointError: the weights cannot be read, or are of another model.
         """
-        cfg = cfg.clone()
+        cfg = cfg.clone() if isinstance(cfg, CfgNode) else get_cfg(cfg)
         cfg.defrost()
-        cfg.MODEL.DEVICE = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device is not None:
+            cfg.MODEL.DEVICE = str(device)
         if weights is not None:
             cfg.MODEL.WEIGHTS = str(find_weights(weights))
         if score_threshold is not None:
@@ -127,7 +130,12 @@ class InsPosePredictor:
 
     @torch.no_grad()
     def _run(self, batch: list[dict[str, Any]]) -> list[dict[str, Instances]]:
-        return self.model(batch)
+        found = self.model(batch)
+        threshold = self.cfg.MODEL.INSPOSE.SCORE_THRESH_TEST
+        return [
+            {"instances": poses[poses.scores >= threshold]}
+            for poses in (x["instances"] for x in found)
+        ]
 
     def _prepare(self, picture: Any, name: str) -> dict[str, Any]:
         """Turn an image into the model's input; `name` is what messages call it."""

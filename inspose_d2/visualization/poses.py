@@ -82,7 +82,7 @@ def draw_poses(
             instances.pred_boxes.tensor.tolist(), instances.scores.tolist(), strict=True
         ):
             if np.isfinite(box).all():
-                _write(canvas, f"{score:.2f}", (box[0], box[1]))
+                _write(canvas, f"{score:.2f}", ((box[0] + box[2]) / 2, box[3]))
     return canvas
 
 
@@ -216,20 +216,20 @@ def _draw_box(canvas: np.ndarray, box: Sequence[float]) -> None:
             cv2.rectangle(canvas, low, high, color, width, cv2.LINE_AA, SHIFT)
 
 
-def _write(canvas: np.ndarray, text: str, corner: tuple[float, float]) -> None:
+def _write(canvas: np.ndarray, text: str, top: tuple[float, float]) -> None:
     """Write white on a dark plate, moved so far that it lies inside the canvas.
 
     Args:
         canvas: (H, W, 3) uint8; changed.
         text: ASCII.
-        corner: x, y of the plate's lower left corner.
+        top: x, y of the middle of the plate's upper side: below a person it hides no head.
     """
-    scale = max(0.38, max(canvas.shape[:2]) / 2400)
+    scale = max(0.3, max(canvas.shape[:2]) / 2400)
     thickness = max(1, round(1.5 * scale))
     (width, height), below = cv2.getTextSize(text, FONT, scale, thickness)
     width, height = width + 6, height + below + 4
-    x = int(np.clip(corner[0], 0, max(0, canvas.shape[1] - width)))
-    y = int(np.clip(corner[1], height, max(height, canvas.shape[0])))
+    x = int(np.clip(top[0] - width / 2, 0, max(0, canvas.shape[1] - width)))
+    y = int(np.clip(top[1] + height, height, max(height, canvas.shape[0])))
     plate = canvas[y - height : y, x : x + width]
     plate[:] = plate // 4
     place = x + 3, y - below - 1
