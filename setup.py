@@ -32,6 +32,7 @@ setup(
         "pycocotools>=2.0.2",
         "numpy",
         "opencv-python",
+        "timm>=1.0",  # backbone of the model in the package, HRNet and others
         "pillow",
         "pyyaml",
         "tqdm",
@@ -44,7 +45,6 @@ setup(
         "setuptools<81",
     ],
     extras_require={
-        "timm": ["timm>=1.0"],  # HRNet and other backbones
         "eval": ["faster-coco-eval>=1.8"],  # the same figures sooner
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "web": ["gradio>=6"],
@@ -54,7 +54,7 @@ setup(
             "ruff",
             "mypy",
             "playwright",  # its driver alone: the browser is the system's Chromium
-            "inspose_d2[timm,eval,export]",
+            "inspose_d2[eval,export]",
             'inspose_d2[web]; python_version >= "3.11"',
         ],
     },

@@ -1,4 +1,4 @@
-"""The entry and the file that the package's checkpoint becomes."""
+"""The entry and the file that a checkpoint of the package becomes."""
 
 import hashlib
 import json
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from make_tiny_checkpoint import CONFIG, MAX_BYTES, NAME, half, write
+from make_tiny_checkpoint import CONFIG, NAME
+from package_checkpoint import MAX_BYTES, half, write
 
 from inspose_d2 import get_model
 from inspose_d2.model_zoo import model_zoo
@@ -22,7 +23,8 @@ def test_file_is_small_and_the_manifest_finds_it(
 
     (tmp_path / "manifest.json").write_text('{"other": {"kept": 1}}')
     metrics, training = {"synthetic_people_val/keypoints/AP": 1.25}, {"steps": 3}
-    write(tmp_path, file, metrics, training)
+    entry = {"metrics": metrics, "training": training, "score_threshold": 0.3}
+    write(tmp_path, file, {"config": CONFIG, **entry})
     entries = json.loads((tmp_path / "manifest.json").read_text())
     assert entries.pop("other") == {"kept": 1}
     assert entries[NAME]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
@@ -32,6 +34,7 @@ def test_file_is_small_and_the_manifest_finds_it(
     monkeypatch.setattr(model_zoo, "CHECKPOINTS", tmp_path)
     checkpoint = model_zoo.list_checkpoints()[NAME]
     assert (checkpoint.metrics, checkpoint.training) == (metrics, training)
+    assert checkpoint.score_threshold == 0.3
     again = get_model(checkpoint.config, NAME, device="cpu")
     for name, value in again.state_dict().items():
         torch.testing.assert_close(value, model.state_dict()[name], rtol=1e-3, atol=1e-7)

@@ -12,15 +12,21 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
+from matplotlib.cbook import get_sample_data
+from PIL import Image
 from torch import nn
 
 import inspose_d2
-from inspose_d2 import get_cfg, get_model
+from inspose_d2 import InsPosePredictor, get_cfg, get_model
 from inspose_d2.checkpoint import CheckpointError
 from inspose_d2.engine.trainer import Trainer
 from inspose_d2.model_zoo import find_weights, list_checkpoints, model_zoo
 
 QUICK = "quick/synthetic_people"
+# Where her keypoints are.
+HOPPER = {"nose": (268, 230), "left_eye": (307, 187), "right_eye": (223, 190)}
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -192,10 +198,11 @@ def test_flipped_bit_is_found_before_use(
 def test_packaged_weights_are_small_and_fit_their_config(name: str) -> None:
     checkpoint = list_checkpoints()[name]
     path = find_weights(name)
-    assert path.stat().st_size == checkpoint.size <= 5e6
+    assert path.stat().st_size == checkpoint.size <= 1e7
     model = get_model(checkpoint.config, name, device="cpu")
     assert all(x.isfinite().all() for x in model.state_dict().values())
-    assert checkpoint.metrics["synthetic_people_val/keypoints/AP"] > 40
+    assert 0 < checkpoint.score_threshold < 1
+    assert all(0 < value < 100 for value in checkpoint.metrics.values())
 
 
 @pytest.mark.slow
@@ -203,6 +210,29 @@ def test_packaged_weights_are_small_and_fit_their_config(name: str) -> None:
 def test_packaged_weights_reach_the_ap_of_the_manifest(name: str) -> None:
     checkpoint = list_checkpoints()[name]
     cfg = get_cfg(checkpoint.config)
+    test_set = cfg.DATASETS.TEST[-1]
+    json_file = MetadataCatalog.get(test_set).json_file
+    if test_set == "people_val" and not Path(json_file).is_file():
+        pytest.skip(f"the photographs of people_val are not at hand: no {json_file}")
+    cfg.DATASETS.TEST = (test_set,)
     results = Trainer.test(cfg, get_model(checkpoint.config, name))["keypoints"]
-    key = "synthetic_people_val/keypoints/AP"
-    assert results["AP"] == pytest.approx(checkpoint.metrics[key], abs=0.2)  # other machines
+    expected = checkpoint.metrics[f"{test_set}/keypoints/AP"]
+    assert results["AP"] == pytest.approx(expected, abs=0.2)  # other machines
+
+
+@pytest.mark.slow
+def test_default_model_finds_the_person_in_a_photograph() -> None:
+    """Grace Hopper's portrait, in the public domain, as Matplotlib ships it."""
+    predictor = InsPosePredictor(
+        "people/InsPose_Lite0_people", weights="people_lite0", device="cpu"
+    )
+    with get_sample_data("grace_hopper.jpg") as file:
+        poses = predictor(Image.open(file))["instances"]
+    names = COCO_PERSON_KEYPOINT_NAMES
+    least = list_checkpoints()["people_lite0"].score_threshold
+    assert int((poses.scores >= least).sum()) == 1
+    xy = dict(zip(names, poses.pred_keypoints[0, :, :2].tolist(), strict=True))
+    # Looked up in the picture of 512 x 600 pixels, with a fifteenth of its width of room.
+    for name, (x, y) in HOPPER.items():
+        assert abs(xy[name][0] - x) < 34, name
+        assert abs(xy[name][1] - y) < 34, name

@@ -150,6 +150,14 @@ def _device(parser: Parser) -> None:
     parser.add_argument("--device", help="cuda, cpu, ...; by default CUDA where there is one")
 
 
+def _threshold(parser: Parser) -> None:
+    parser.add_argument(
+        "--score-threshold",
+        type=_fraction,
+        help="poses below are left out; by default that of the weights, 0.4 of others",
+    )
+
+
 def _train(parser: Parser) -> None:
     _model(parser, required=True)
     parser.add_argument("--resume", action="store_true", help="go on from OUTPUT_DIR")
@@ -170,12 +178,7 @@ def _predict(parser: Parser) -> None:
     )
     _model(parser)
     _device(parser)
-    parser.add_argument(
-        "--score-threshold",
-        type=_fraction,
-        default=0.4,
-        help="poses below are left out (0.4)",
-    )
+    _threshold(parser)
     parser.add_argument(
         "--batch-size",
         type=_count,
@@ -190,6 +193,7 @@ def _predict(parser: Parser) -> None:
 def _web(parser: Parser) -> None:
     _model(parser)
     _device(parser)
+    _threshold(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=_port, default=7860, help="to listen on (7860; 0: any free)")
     _options(parser)

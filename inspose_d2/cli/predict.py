@@ -24,14 +24,14 @@ from tqdm import tqdm
 from ..config import get_cfg
 from ..data.images import ImageError, read_image
 from ..engine.predictor import InsPosePredictor
-from ..model_zoo import find_weights
+from ..model_zoo import Checkpoint, find_weights, list_checkpoints
 from ..modeling.keypoint_maps import keypoint_maps_of
 from ..visualization.poses import draw_keypoint_maps, draw_poses
 
 # The model of commands that name none.
-# In the package, so that the demo works at once: a small model of synthetic people.
-DEFAULT_CONFIG = "quick/synthetic_people_tiny"
-DEFAULT_WEIGHTS = "synthetic_people_tiny"
+# In the package, so that the first command finds the people in a photograph.
+DEFAULT_CONFIG = "people/InsPose_Lite0_people"
+DEFAULT_WEIGHTS = "people_lite0"
 
 IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # read from folders
 WRITTEN = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}  # a picture of another becomes name.gif.png
@@ -363,6 +363,15 @@ def has_display() -> bool:
     return True
 
 
+def threshold_of(args: argparse.Namespace) -> float:
+    """Score from which poses are shown: the command's, or that of the weights in the zoo."""
+    if args.score_threshold is not None:
+        return args.score_threshold
+    name = args.weights or ("" if args.config_file else DEFAULT_WEIGHTS)
+    known = list_checkpoints()
+    return known[name].score_threshold if name in known else Checkpoint.score_threshold
+
+
 def make_config(args: argparse.Namespace) -> CfgNode:
     """Read the config and find the weights.
 
@@ -423,14 +432,14 @@ def run(args: argparse.Namespace) -> int:
         path = args.video_out or args.output / "poses" / f"{name}.webm"
         if path.absolute() == Path(source).absolute():
             raise ValueError(f"{path} would be overwritten while it is read")
-        demo = Demo(make_config(args), args.score_threshold, args.batch_size)
+        demo = Demo(make_config(args), threshold_of(args), args.batch_size)
         # The video first: a wrong name must not empty an earlier file of results.
         with video_reader(source) as video, ResultsFile(args.output / "results.json") as results:
             frames = run_video(demo, source, video, path, results)
         reasons = {} if frames else {source: "no frame could be read"}
         return report(frames, reasons, results, "frames")
     jobs = make_jobs(*find_images(args.input, args.output), args.output)
-    demo = Demo(make_config(args), args.score_threshold, args.batch_size)
+    demo = Demo(make_config(args), threshold_of(args), args.batch_size)
     with ResultsFile(folder_of(args.output) / "results.json") as results:
         left_out = run_images(demo, jobs, results, args.kp_net_view)
     return report(len(jobs) - len(left_out), left_out, results, "images")

@@ -21,7 +21,7 @@ from detectron2.structures import Instances
 
 from ..data.images import ImageError, read_image
 from ..data.synthetic import make_image
-from .predict import Demo, ResultsFile, make_config, write_picture
+from .predict import Demo, ResultsFile, make_config, threshold_of, write_picture
 
 try:
     import gradio as gr
@@ -78,14 +78,16 @@ def told_plainly(handler: Callable[..., T]) -> Callable[..., T]:
 class Page:
     """What the page does; the functions know nothing of its layout."""
 
-    def __init__(self, demo: Demo, folder: Path) -> None:
+    def __init__(self, demo: Demo, folder: Path, threshold: float = 0.4) -> None:
         """Keep the model.
 
         Args:
             demo: with a threshold of 0: the page has its own.
             folder: of files for the page.
+            threshold: where the slider stands at first.
         """
         self.demo = demo
+        self.threshold = threshold
         self.folder = folder
 
     @told_plainly
@@ -207,7 +209,7 @@ def build(page: Page) -> gr.Blocks:
                     threshold = gr.Slider(
                         0,
                         1,
-                        0.4,
+                        page.threshold,
                         step=0.01,
                         label="Threshold",
                         info="The least score of a pose",
@@ -303,5 +305,5 @@ def run(args: argparse.Namespace) -> int:
         os.environ["GRADIO_TEMP_DIR"] = folder
         with contextlib.suppress(KeyboardInterrupt):
             demo = Demo(make_config(args), score_threshold=0.0, batch_size=1)
-            serve(build(Page(demo, Path(folder))), args.host, args.port)
+            serve(build(Page(demo, Path(folder), threshold_of(args))), args.host, args.port)
     return 0

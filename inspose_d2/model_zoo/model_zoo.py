@@ -34,6 +34,7 @@ class Checkpoint:
     sha256: str  # of the file
     metrics: dict[str, float]  # such as "synthetic_people_val/keypoints/AP", in percent
     training: dict[str, Any]  # how it was made: command, steps, machine
+    score_threshold: float = 0.4  # from which poses are shown, chosen for few false ones
 
 
 def list_checkpoints() -> dict[str, Checkpoint]:

@@ -171,7 +171,7 @@ def build_inspose_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN
         net = _create_timm(node.NAME, input_shape.channels)
     except ImportError as error:
         raise ImportError(
-            "The backbone build_inspose_timm_fpn_backbone needs timm: pip install -e '.[timm]'"
+            "The backbone build_inspose_timm_fpn_backbone needs timm: pip install timm"
         ) from error
     except Exception as error:
         raise ValueError(f"timm cannot build MODEL.TIMM.NAME {node.NAME!r}: {error}") from error
