@@ -216,7 +216,7 @@ def test_missing_timm_is_told_by_the_name_of_the_extra(
     build_timm: Callable[..., FPN], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ImportError, match=r"pip install -e '\.\[timm\]'"):
+    with pytest.raises(ImportError, match="pip install timm"):
         build_timm(MOBILENET)
 
 

@@ -242,7 +242,7 @@ def test_config_without_weights_is_refused() -> None:
 
 def test_default_is_the_model_in_the_package() -> None:
     cfg = demo.make_config(parse("--input", "a", "--output", "o"))
-    assert Path(cfg.MODEL.WEIGHTS).name == "synthetic_people_tiny.pth"
+    assert Path(cfg.MODEL.WEIGHTS).name == "people_lite0.pth"
 
 
 def test_weights_that_are_not_there_are_refused() -> None:

@@ -106,7 +106,8 @@ class _Poses:
     """
 
     def __init__(self, keypoints: Tensor, sigmas: Tensor, threshold: float) -> None:
-        num_keypoints, outer = keypoints.shape[1], _num_outer(keypoints.shape[1])
+        num_keypoints = len(sigmas.numpy())  # a shape is a tensor where torch.jit traces
+        outer = _num_outer(num_keypoints)
         xy = keypoints[..., :2].permute(2, 0, 1).numpy()
         inner = np.sort(np.ascontiguousarray(xy))  # a quarter of the time of inner_boxes
         self.low, self.high = inner[..., outer], inner[..., -1 - outer]  # (2, N)
