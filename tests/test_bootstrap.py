@@ -116,3 +116,11 @@ def test_unreachable_index_is_told_plainly(project: Path) -> None:
     assert done.returncode == 1
     assert "The package index cannot be reached (http://127.0.0.1:9)" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("word", "status"), [("--help", 0), ("--hlep", 2)])
+def test_words_are_answered_and_nothing_is_installed(word: str, status: int) -> None:
+    command = [sys.executable, "-S", bootstrap.__file__, word]  # without pip, were it asked for
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == status
+    assert done.stdout.startswith("usage: bootstrap.py\n\nMake .venv")

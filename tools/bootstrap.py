@@ -172,4 +172,7 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:  # --help, or something that is not understood
+        print("usage: bootstrap.py\n\n" + (__doc__ or ""))
+        sys.exit(0 if sys.argv[1:] in (["--help"], ["-h"]) else 2)
     main()
