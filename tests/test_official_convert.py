@@ -1,17 +1,15 @@
 """The converter of the authors' checkpoint, on made-up files of its form."""
 
-import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-import convert_opera_checkpoint as tool
 import pytest
 import torch
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from inspose_d2 import get_cfg
+from inspose_d2 import cli, get_cfg
 from inspose_d2.checkpoint import CheckpointError, InsPoseCheckpointer
 from inspose_d2.checkpoint import opera as convert
 from inspose_d2.checkpoint.opera import convert_opera_checkpoint
@@ -48,7 +46,6 @@ def save(path: Path, state: dict[str, Tensor], **more: Any) -> Path:
 def test_whole_file_is_converted_and_loaded_strictly(
     shapes: dict[str, tuple[int, ...]],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     state = numbered(shapes)
@@ -57,8 +54,7 @@ def test_whole_file_is_converted_and_loaded_strictly(
         save(tmp_path / "in.pth", prefixed, optimizer={"state": {}}),
         tmp_path / "o.pth",
     )
-    monkeypatch.setattr(sys, "argv", ["convert", str(source), str(target)])
-    tool.main()
+    assert cli.main(["convert", "opera", str(source), str(target)]) == 0
     said = capsys.readouterr().out
     assert "36 epochs" in said
     assert "not a file that is known" in said
@@ -134,7 +130,6 @@ class Code:
 )
 def test_other_files_are_refused_in_a_line_with_status_2(
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     content: Any,
     said: str,
@@ -144,10 +139,7 @@ def test_other_files_are_refused_in_a_line_with_status_2(
         source.write_bytes(content)
     else:
         torch.save(content, source)
-    monkeypatch.setattr(sys, "argv", ["convert", str(source), str(tmp_path / "out.pth")])
-    with pytest.raises(SystemExit) as stop:
-        tool.main()
-    assert stop.value.code == 2
+    assert cli.main(["convert", "opera", str(source), str(tmp_path / "out.pth")]) == cli.USAGE
     message = capsys.readouterr().err
     assert said in message
     assert message.count("\n") == 1

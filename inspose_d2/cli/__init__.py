@@ -35,14 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{name}: interrupted; what was done until now is whole", file=sys.stderr)
         return INTERRUPTED
-    except ImportError as error:
-        if "detectron2" not in str(error):
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "detectron2":
             raise
         print(f"{name}: Detectron2 is missing: inspose install-detectron2", file=sys.stderr)
     except (OSError, ValueError) as error:
         print(f"{name}: {error}", file=sys.stderr)
     except RuntimeError as error:
-        if type(error).__name__ not in ("CheckpointError", "NoValidCheckpoint"):
+        from ..checkpoint import CheckpointError
+
+        if not isinstance(error, CheckpointError):
             raise
         print(f"{name}: {error}", file=sys.stderr)
     return USAGE

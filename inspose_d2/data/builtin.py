@@ -94,13 +94,7 @@ def register_synthetic_people(root: str | None = None) -> None:
         image_root = os.path.join(folder, split.split("_")[0])
         json_file = os.path.join(folder, "annotations", f"person_keypoints_{split}.json")
         PathManager.register_handler(_SyntheticPeopleHandler(root, split, json_file))
-        DatasetCatalog.register(name, partial(load_coco_json, json_file, image_root, name))
-        MetadataCatalog.get(name).set(
-            json_file=json_file,
-            image_root=image_root,
-            evaluator_type="coco",
-            **_get_builtin_metadata("coco_person"),
-        )
+        _register(name, json_file, image_root, **_get_builtin_metadata("coco_person"))
 
 
 def register_coco_test_dev() -> None:
@@ -133,13 +127,7 @@ def register_people() -> None:
             continue
         json_file = os.path.join(folder, "annotations", f"person_keypoints_{split}.json")
         image_root = os.path.join(folder, "val" if split == "val" else "train")
-        DatasetCatalog.register(name, partial(load_coco_json, json_file, image_root, name))
-        MetadataCatalog.get(name).set(
-            json_file=json_file,
-            image_root=image_root,
-            evaluator_type="coco",
-            **_get_builtin_metadata("coco_person"),
-        )
+        _register(name, json_file, image_root, **_get_builtin_metadata("coco_person"))
 
 
 def register_crowdpose() -> None:
@@ -155,14 +143,21 @@ def register_crowdpose() -> None:
         if name in DatasetCatalog:
             continue
         json_file = os.path.join(folder, "annotations", f"{name}.json")
-        DatasetCatalog.register(name, partial(load_coco_json, json_file, image_root, name))
-        MetadataCatalog.get(name).set(
-            json_file=json_file,
-            image_root=image_root,
-            evaluator_type="coco",
+        _register(
+            name,
+            json_file,
+            image_root,
             thing_classes=["person"],
             keypoint_names=list(CROWDPOSE_NAMES),
             keypoint_flip_map=infer_flip_pairs(CROWDPOSE_NAMES),
             keypoint_connection_rules=connection_rules(CROWDPOSE_NAMES, CROWDPOSE_SKELETON),
             keypoint_oks_sigmas=list(CROWDPOSE_SIGMAS),
         )
+
+
+def _register(name: str, json_file: str, image_root: str, **metadata: Any) -> None:
+    """Register files in COCO's form, which need not be there yet."""
+    DatasetCatalog.register(name, partial(load_coco_json, json_file, image_root, name))
+    MetadataCatalog.get(name).set(
+        json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata
+    )
