@@ -52,7 +52,8 @@ class InsPosePredictor:
             weights: checkpoint file, or a name in :func:`list_checkpoints`; ``MODEL.WEIGHTS``.
             device: ``MODEL.DEVICE``.
             score_threshold: ``MODEL.INSPOSE.SCORE_THRESH_TEST``, in [0, 1]; poses whose score is
-                below are left out, whatever their person probability is.
+                below are left out, whatever their person probability is. Where it is not given
+                soft-NMS (:class:`InsPoseOfficial`) may leave lower scores, as its authors have it.
             nms_threshold: ``MODEL.INSPOSE.NMS_THRESH_TEST``, in [0, 1].
             max_poses: ``TEST.DETECTIONS_PER_IMAGE``, at least 1.
 
@@ -68,6 +69,12 @@ class InsPosePredictor:
             cfg.MODEL.WEIGHTS = str(find_weights(weights))
         if score_threshold is not None:
             cfg.MODEL.INSPOSE.SCORE_THRESH_TEST = _fraction("score_threshold", score_threshold)
+        node = cfg.MODEL.INSPOSE
+        # Otherwise scores are person probabilities, which the model has compared already.
+        is_mixed = node.KEYPOINT_SCORE_WEIGHT_TEST > 0
+        self.least_score = (
+            node.SCORE_THRESH_TEST if is_mixed or score_threshold is not None else 0.0
+        )
         if nms_threshold is not None:
             cfg.MODEL.INSPOSE.NMS_THRESH_TEST = _fraction("nms_threshold", nms_threshold)
         if max_poses is not None:
@@ -131,9 +138,8 @@ class InsPosePredictor:
     @torch.no_grad()
     def _run(self, batch: list[dict[str, Any]]) -> list[dict[str, Instances]]:
         found = self.model(batch)
-        threshold = self.cfg.MODEL.INSPOSE.SCORE_THRESH_TEST
         return [
-            {"instances": poses[poses.scores >= threshold]}
+            {"instances": poses[poses.scores >= self.least_score]}
             for poses in (x["instances"] for x in found)
         ]
 
