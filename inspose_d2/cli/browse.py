@@ -19,7 +19,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.file_io import PathManager
 from matplotlib import colormaps
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -383,9 +382,10 @@ def browse_results(cfg: CfgNode, results: Path, num: int, output: Path) -> Path:
     metadata = MetadataCatalog.get(name)
     if not metadata.get("json_file"):
         raise ValueError(f"{name} has no json_file: it is not in COCO's format")
-    Trainer.check_dataset(cfg, name, evaluation=True)
+    coco = COCO()
+    coco.dataset = Trainer.check_dataset(cfg, name, evaluation=True)
     with contextlib.redirect_stdout(None):
-        coco = COCO(PathManager.get_local_path(metadata.json_file))
+        coco.createIndex()
     predictions = read_results(results, coco, cfg.MODEL.INSPOSE.NUM_KEYPOINTS)
     sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS or metadata.get("keypoint_oks_sigmas", ())
     persons, false_positives = match(coco, predictions, sigmas)

@@ -4,6 +4,8 @@ import argparse
 import json
 
 from ..checkpoint.opera import CONFIG, convert_opera_checkpoint
+from ..data.annotations import find_problems
+from ..data.coco_file import load_annotations
 from ..data.crowdpose import prepare_folder
 from ..data.select_keypoints import select_keypoints
 
@@ -26,10 +28,11 @@ def _opera(args: argparse.Namespace) -> int:
 
 
 def _select(args: argparse.Namespace) -> int:
+    coco = load_annotations(args.input)
+    for problem in find_problems(coco):
+        raise ValueError(f"{args.input}: {problem}")
     try:
-        coco = select_keypoints(json.loads(args.input.read_text()), args.keypoints)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{args.input}: no file of COCO keypoints: {error!r}") from error
+        coco = select_keypoints(coco, args.keypoints)
     except ValueError as error:
         raise ValueError(f"{args.input}: {error}") from error
     args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,37 +1,38 @@
 """What may be wrong with a file of COCO keypoint annotations, said so that a person can mend it.
 
-`find_problems` walks the loaded json; training and evaluation stop at the first problem
-(`check_annotations`), ``inspose validate`` lists them. A file without problems
-is one that Detectron2's `load_coco_json` and `InsPoseDatasetMapper` read without complaint. The
-format is COCO's: https://cocodataset.org/#format-data.
+`find_problems` walks the loaded json. Training and evaluation stop at the first problem
+(`check_annotations`), ``inspose validate`` lists them; both look here, so they agree. Only what is
+learned from, or scored by, is looked at. The format is COCO's: https://cocodataset.org/#format-data.
 """
 
-import json
-import logging
 import math
 import ntpath
 import os
 import posixpath
 import reprlib
-import shlex
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
-from detectron2.utils.file_io import PathManager
-from pycocotools.coco import COCO
-
-logger = logging.getLogger(__name__)
+from .images import ImageError, read_size
 
 NUM_KEYPOINTS = 17  # COCO's persons
 MAX_PIXELS = 1_000_000  # no image is as wide; float32 and 64-bit sizes are still exact
 PIXELS = f"a finite number within {MAX_PIXELS} pixels"
+MAX_PERSONS = 20  # of an image that COCO's evaluation of keypoints looks at
+MAX_DOUBTS = 0.1  # share of the persons; what is odd in more of them is a fault of the file
 # Without these COCO's keypoint evaluation fails after all images have gone through the model.
 READ_BY_EVALUATION = ("area", "bbox", "iscrowd", "keypoints", "num_keypoints")
 
 Finding = tuple[str, str, str]  # key, what is wrong, cure
+
+
+class AnnotationError(ValueError):
+    """Annotations that cannot be used; the message is for whoever made them.
+
+    Ends the programs with exit status 2.
+    """
 
 
 @dataclass(frozen=True)
@@ -61,108 +62,6 @@ class Problem:
         return f"{place}{', ' if place else ''}{self.key}: {self.what}; {self.cure}"
 
 
-def load_annotations(json_file: str) -> Any:
-    """Read a json file as pycocotools does, through Detectron2's `PathManager`.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is not JSON; names the file.
-    """
-    if not PathManager.isfile(json_file):
-        raise FileNotFoundError(
-            f"{json_file} is not there: put the data set where it is registered; built-in ones lie "
-            "below $DETECTRON2_DATASETS, by default ./datasets"
-        )
-    with PathManager.open(json_file) as file:
-        try:
-            return json.load(file)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{json_file} is no JSON in UTF-8, or was cut off: {error}; write or copy it anew"
-            ) from error
-
-
-def check_annotations(
-    json_file: str,
-    num_keypoints: int | None = None,
-    *,
-    evaluation: bool = False,
-    class_names: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """Refuse a file in which :func:`find_problems` finds one.
-
-    To be trained on, it may have persons or keypoints that are not learned: a warning counts these.
-
-    Args:
-        json_file: path, as registered with Detectron2.
-        num_keypoints: see :func:`find_problems`, as are the others.
-        evaluation: the same.
-        class_names: the same.
-
-    Returns:
-        What the file holds.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: its first problem, and the command that lists all.
-    """
-    coco = load_annotations(json_file)
-    problems = find_problems(coco, num_keypoints, evaluation=evaluation, class_names=class_names)
-    problem = next(problems, None)
-    if problem is not None:
-        flags = f" --num-keypoints {num_keypoints}" if num_keypoints else ""
-        flags += " --evaluation" if evaluation else ""
-        raise ValueError(
-            f"{json_file}: {problem}\nAll problems of the file: "
-            f"inspose validate --input {shlex.quote(json_file)}{flags}"
-        )
-    if not evaluation:
-        _warn(json_file, coco)
-    return coco
-
-
-@contextmanager
-def in_memory(loaded: dict[str, dict[str, Any]]) -> Iterator[None]:
-    """Let pycocotools, in the ``with`` block, take annotations from memory instead of their file.
-
-    Who loads a data set in the block changes these annotations, as Detectron2 does: use them once.
-
-    Args:
-        loaded: by json file, as registered with Detectron2, what :func:`check_annotations` returns.
-    """
-    by_path = {PathManager.get_local_path(file): coco for file, coco in loaded.items()}
-
-    class Loaded(COCO):
-        def __init__(self, annotation_file: str | None = None) -> None:
-            known = by_path.pop(annotation_file or "", None)
-            super().__init__(annotation_file if known is None else None)
-            if known is not None:
-                self.dataset = known
-                self.createIndex()
-
-    with patch("pycocotools.coco.COCO", Loaded):
-        yield
-
-
-def _warn(json_file: str, coco: dict[str, Any]) -> None:
-    """Say what is not learned of a valid file though its author may think so: one line a kind."""
-    persons = [x for x in coco["annotations"] if not x.get("iscrowd") and not is_dropped(x)]
-    if without_key := sum("keypoints" not in x for x in persons):
-        logger.warning(
-            "%s: %d of %d persons lack the key `keypoints`: no pose of theirs is learned, their "
-            "boxes count neither as person nor as background",
-            json_file,
-            without_key,
-            len(persons),
-        )
-    if outside := count_outside(persons, coco["images"]):
-        logger.warning(
-            "%s: %d labelled keypoints lie outside their images: these are not learned",
-            json_file,
-            outside,
-        )
-
-
 def find_problems(
     coco: Any,
     num_keypoints: int | None = None,
@@ -177,7 +76,8 @@ def find_problems(
         coco: what the file holds; it is not changed.
         num_keypoints: K that a category must list, if it lists keypoints, and a person must have
             where it lists none. By default any number, and 17.
-        image_root: folder of the images, to look for missing files; None does not look.
+        image_root: folder of the images, to look for missing files and other sizes; None does not
+            look.
         evaluation: whether poses are to be scored by the file. Then its annotations need all that
             COCO's evaluation reads, and may be missing altogether (COCO's test sets). Else it
             is to be trained on, and one labelled keypoint is the least.
@@ -191,29 +91,157 @@ def find_problems(
     if findings:
         yield from (Problem("", None, None, *finding) for finding in findings)
         return
-    images, categories = coco["images"], coco.get("categories", [])
-    annotations = coco.get("annotations", [])
-    yield from _check_entries("images", images, _image_checker(image_root))
-    yield from _check_entries("categories", categories, _category_checker(num_keypoints))
-    if "annotations" not in coco:
-        return
-    if class_names is not None:
-        yield from _check_class_names(categories, list(class_names))
-    check = _annotation_checker(images, categories, num_keypoints, evaluation)
-    are_sound = True
-    for problem in _check_entries("annotations", annotations, check):
-        are_sound = False
+    is_sound = True
+    for problem in _entry_problems(coco, num_keypoints, image_root, evaluation, class_names):
+        is_sound = False
         yield problem
-    if are_sound and not evaluation and not any(map(is_learned_from, annotations)):
+    if is_sound and "annotations" in coco:
+        yield from _problems_of_all(coco, evaluation)
+
+
+def _entry_problems(
+    coco: dict[str, Any],
+    num_keypoints: int | None,
+    image_root: str | None,
+    evaluation: bool,
+    class_names: Sequence[str] | None,
+) -> Iterator[Problem]:
+    """What is wrong with entries of the lists, see :func:`find_problems`."""
+    images, categories = coco["images"], coco.get("categories", [])
+    yield from _check_entries("images", images, _image_checker(image_root))
+    learned = learned_categories(coco)
+    check_category = _category_checker(num_keypoints)
+    yield from _check_entries(
+        "categories", categories, lambda x: check_category(x) if x in learned else iter(())
+    )
+    if "annotations" in coco:
+        yield from _check_class_names(learned, class_names)
+        check = _annotation_checker(images, categories, num_keypoints, evaluation)
+        yield from _check_entries("annotations", coco["annotations"], check)
+
+
+def _problems_of_all(coco: dict[str, Any], evaluation: bool) -> Iterator[Problem]:
+    """What is wrong with sound entries taken together."""
+    if not evaluation and not any(map(is_learned_from, coco["annotations"])):
         what, cure = "no person has a labelled keypoint", "there is nothing to learn from"
         yield Problem("", None, None, "annotations", what, cure)
+    for count, of, doubt in count_doubts(coco, evaluation=evaluation):
+        if count > MAX_DOUBTS * of:
+            what = f"{count} of {of} persons: {doubt}"
+            yield Problem("", None, None, "annotations", what, "mend the file")
+
+
+def learned_categories(coco: dict[str, Any]) -> list[dict[str, Any]]:
+    """Categories that InsPose is to learn, which should be one.
+
+    Of several those with annotations; where none has, those that name keypoints. So a category that
+    only groups others, as some tools write it, does no harm.
+    """
+    annotations = coco.get("annotations") or []
+    categories = [x for x in coco.get("categories") or [] if isinstance(x, dict)]
+    used = [x.get("category_id") for x in annotations if isinstance(x, dict)]
+    known = {x for x in used if type(x) is int}
+    with_annotations = [x for x in categories if type(x.get("id")) is int and x["id"] in known]
+    with_names = [x for x in categories if x.get("keypoints")]
+    return categories if len(categories) < 2 else with_annotations or with_names or categories
 
 
 def is_learned_from(annotation: dict[str, Any]) -> bool:
-    """Whether a valid annotation is of one person with a labelled keypoint, and not dropped."""
-    if annotation.get("iscrowd") or is_dropped(annotation):
-        return False
-    return any(annotation.get("keypoints", ())[2::3])
+    """Whether a valid annotation is of one person with a labelled keypoint."""
+    return not annotation.get("iscrowd") and any(annotation.get("keypoints", ())[2::3])
+
+
+def is_dropped(annotation: dict[str, Any]) -> bool:
+    """Whether a valid annotation tells nothing: no box with an area and no labelled keypoint."""
+    return box_of(annotation) is None
+
+
+def box_of(annotation: dict[str, Any]) -> list[float] | None:
+    """Box of a valid annotation, or where it has none, or a flat one, that of its keypoints.
+
+    Returns:
+        [x, y, width, height], a pixel wide at least around labelled keypoints; None where there is
+        nothing.
+    """
+    box: list[float] = annotation.get("bbox", [0, 0, 0, 0])
+    if box[2] > 0 and box[3] > 0:
+        return box
+    points = _labelled(annotation)
+    if annotation.get("iscrowd") or not points:
+        return None
+    columns, rows = zip(*points, strict=True)
+    x, y = min(columns), min(rows)
+    return [x, y, max(max(columns) - x, 1), max(max(rows) - y, 1)]
+
+
+def count_people(annotations: Iterable[dict[str, Any]]) -> Counter[int]:
+    """Persons with labelled keypoints, by the id of their image."""
+    return Counter(x["image_id"] for x in annotations if is_learned_from(x))
+
+
+def _labelled(annotation: dict[str, Any]) -> list[tuple[float, float]]:
+    numbers = iter(annotation.get("keypoints", ()))
+    return [(x, y) for x, y, v in zip(numbers, numbers, numbers, strict=True) if v > 0]
+
+
+DOUBTS = {
+    "fractions": "keypoints that all lie in the first pixel: are they fractions of the image (0 to "
+    "1)? Pixels are needed, as `inspose convert coco` makes them",
+    "small box": "bbox smaller than a pixel: is it in fractions of the image (0 to 1)? Pixels are "
+    "needed, as `inspose convert coco` makes them",
+    "outside": "bbox reaches far out of the image: is it [x0, y0, x1, y1]? It must be [x, y, "
+    "width, height] from the upper left corner",
+    "far": "bbox has less than half of the person's keypoints in it: is it [x, y, width, height] "
+    "from the upper left corner, in the pixels that the keypoints are in?",
+    "area": "area is not that of the person, in square pixels: less than a hundredth of the box or "
+    "more than one and a half of it. OKS is measured by it",
+}
+
+
+def count_doubts(coco: dict[str, Any], *, evaluation: bool) -> Iterator[tuple[int, int, str]]:
+    """Count what is valid number by number, but odd.
+
+    Args:
+        coco: without other problems; not changed.
+        evaluation: whether ``area`` is read.
+
+    Yields:
+        How many persons, of how many, and what is odd, with the first of them.
+    """
+    sizes = {image["id"]: (image["width"], image["height"]) for image in coco["images"]}
+    persons = [x for x in coco.get("annotations", []) if not x.get("iscrowd")]
+    first: dict[str, int] = {}
+    counts: Counter[str] = Counter()
+    for person in persons:
+        kind = _doubt(person, *sizes[person["image_id"]], evaluation)
+        if kind:
+            counts[kind] += 1
+            first.setdefault(kind, person["id"])
+    for kind, count in counts.items():
+        yield count, len(persons), f"{DOUBTS[kind]} (first: annotation id {first[kind]})"
+
+
+def _doubt(person: dict[str, Any], width: int, height: int, evaluation: bool) -> str:
+    """Which of `DOUBTS` a person gives, "" for none."""
+    points = _labelled(person)
+    if points and min(width, height) > 4 and all(0 <= z <= 1 for xy in points for z in xy):
+        return "fractions"
+    x, y, w, h = person.get("bbox", [0, 0, 0, 0])
+    if w == 0 or h == 0:
+        return ""
+    if max(w, h) <= 1 < min(width, height) / 4:
+        return "small box"
+    if max(-x, x + w - width) > width / 4 or max(-y, y + h - height) > height / 4:
+        return "outside"
+    inside = sum(
+        x - w / 10 - 1 <= column <= x + 1.1 * w + 1 and y - h / 10 - 1 <= row <= y + 1.1 * h + 1
+        for column, row in points
+    )
+    if inside < len(points) / 2:
+        return "far"
+    if evaluation and points and not w * h / 100 <= person["area"] <= 1.5 * w * h + 4:
+        return "area"
+    return ""
 
 
 def count_outside(annotations: Iterable[dict[str, Any]], images: Iterable[dict[str, Any]]) -> int:
@@ -235,22 +263,6 @@ def count_outside(annotations: Iterable[dict[str, Any]], images: Iterable[dict[s
             inside = -0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5
             count += v > 0 and not inside
     return count
-
-
-def is_dropped(annotation: dict[str, Any]) -> bool:
-    """Whether Detectron2 drops a valid annotation without a word.
-
-    It does so where no polygon has three points, and where the box, or the pseudo-box of
-    `InsPoseDatasetMapper`, is empty.
-    """
-    polygons = annotation.get("segmentation")
-    if polygons and isinstance(polygons, list):
-        usable = any(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in polygons)
-        if not usable:
-            return True
-    if "bbox" in annotation:
-        return 0 in annotation["bbox"][2:]
-    return bool(annotation.get("iscrowd")) or not any(annotation.get("keypoints", ())[2::3])
 
 
 def _check_lists(coco: Any, evaluation: bool) -> Iterator[Finding]:
@@ -309,11 +321,28 @@ def _image_checker(image_root: str | None) -> Callable[[dict[str, Any]], Iterato
         elif _leaves_folder(name):
             what = f"{_show(name)} is absolute or leads out of the folder of images"
             yield "file_name", what, "put the image below that folder, name it relative to it"
-        elif image_root is not None and not os.path.isfile(os.path.join(image_root, name)):
-            what = f"{os.path.join(image_root, name)!r} is not there"
-            yield "file_name", what, "add the image, or remove its entry and its annotations"
+        elif image_root is not None:
+            yield from check_image_file(image, image_root)
 
     return check
+
+
+def check_image_file(image: dict[str, Any], image_root: str) -> Iterator[Finding]:
+    """Compare an entry of `images` with the header of its file."""
+    path = os.path.join(image_root, image["file_name"])
+    try:
+        size = read_size(path)
+    except ImageError as error:
+        cure = "add the image, or remove its entry and its annotations"
+        yield "file_name", str(error), cure
+        return
+    said = image.get("width"), image.get("height")
+    if {*map(type, said)} == {int} and size != said:
+        what = f"{said[0]} x {said[1]} (width x height), but {path} is {size[0]} x {size[1]}"
+        cause = "annotate the image that is there, or put the annotated one in its place"
+        if size == said[::-1]:
+            cause = "most likely annotated without regard to its EXIF orientation: save it without"
+        yield "width, height", what, cause
 
 
 def _leaves_folder(name: str) -> bool:
@@ -334,12 +363,13 @@ def _category_checker(
     def check(category: dict[str, Any]) -> Iterator[Finding]:
         if not isinstance(category.get("name"), str):
             yield "name", _wrong(category, "name", "text"), "name the category"
+        names = category.get("keypoints")
         if "keypoints" not in category:
             return
-        names = category["keypoints"]
-        if not isinstance(names, list) or not names:
-            what = _wrong(category, "keypoints", "a list of names")
-            yield "keypoints", what, "name the keypoints, or leave the key out"
+        is_list = isinstance(names, list) and names and all(isinstance(x, str) for x in names)
+        if not is_list or len(set(names)) != len(names):
+            what = _wrong(category, "keypoints", "a list of different names")
+            yield "keypoints", what, "name the keypoints, such as ['nose', 'left_eye', 'right_eye']"
         elif num_keypoints is not None and len(names) != num_keypoints:
             what = f"expected {num_keypoints} names, got {len(names)}"
             cure = "set MODEL.INSPOSE.NUM_KEYPOINTS (--num-keypoints) to the number of the file"
@@ -348,12 +378,16 @@ def _category_checker(
     return check
 
 
-def _check_class_names(categories: list[Any], expected: list[str]) -> Iterator[Problem]:
-    """Check the names that Detectron2 compares with those that the data set is registered with."""
-    if not all(isinstance(x, dict) and type(x.get("id")) is int for x in categories):
-        return  # said already
-    names = [x.get("name") for x in sorted(categories, key=lambda x: x["id"])]
-    if names != expected:
+def _check_class_names(
+    learned: list[dict[str, Any]], expected: Sequence[str] | None
+) -> Iterator[Problem]:
+    """Check that one category is learned, and is the one that the data set is registered with."""
+    names = [x.get("name") for x in learned]
+    if len(learned) > 1:
+        what = f"InsPose knows one class, but annotations are of {_show(names)}"
+        cure = "keep one: `inspose convert coco --category NAME` does"
+        yield Problem("", None, None, "categories", what, cure)
+    elif expected is not None and names != list(expected):
         what = f"the names are {_show(names)}, the data set is registered with {_show(expected)}"
         yield Problem("", None, None, "categories", what, "rename or remove categories")
 
@@ -383,8 +417,6 @@ def _annotation_checker(
             own = keypoints_of.get(category) if type(category) is int else None
             expected = own or num_keypoints or NUM_KEYPOINTS
             yield from _check_keypoints(annotation["keypoints"], expected)
-        if annotation.get("segmentation"):
-            yield from _check_segmentation(annotation["segmentation"])
         if evaluation:
             yield from _check_scorable(annotation)
 
@@ -422,10 +454,13 @@ def _check_keypoints(keypoints: Any, expected: int) -> Iterator[Finding]:
     if not isinstance(keypoints, list):
         yield "keypoints", f"must be a list of {3 * expected} numbers, got {_show(keypoints)}", cure
         return
+    if keypoints and all(isinstance(x, list) for x in keypoints):
+        what = f"must be one flat list of {3 * expected} numbers x, y, v, not a list of lists"
+        yield "keypoints", f"{what}; got {_show(keypoints)}", "write them one after the other"
+        return
     if len(keypoints) != 3 * expected:
-        number, rest = divmod(len(keypoints), 3)
-        got = f"{number}" if rest == 0 else f"{len(keypoints)} numbers, no multiple of 3"
-        yield "keypoints", f"expected {expected}, got {got}", cure
+        what = f"expected {3 * expected} numbers ({expected} keypoints), got {len(keypoints)}"
+        yield "keypoints", what, cure
         return
     if not _are_pixels(keypoints):  # one line an annotation
         index = next(i for i, value in enumerate(keypoints) if not _are_pixels([value]))
@@ -437,28 +472,6 @@ def _check_keypoints(keypoints: Any, expected: int) -> Iterator[Finding]:
         yield "keypoints", what, "write 0 for not labelled, 1 for hidden, 2 for visible"
 
 
-def _check_segmentation(segmentation: Any) -> Iterator[Finding]:
-    """Check the form that `load_coco_json` takes apart; what is drawn is not used."""
-    cure = "write polygons, run lengths {counts, size}, or leave segmentation out"
-    if isinstance(segmentation, list):
-        if not all(isinstance(polygon, list) for polygon in segmentation):
-            yield "segmentation", "must be a list of lists of numbers", cure
-    elif not isinstance(segmentation, dict):
-        yield "segmentation", f"must be polygons or run lengths, got {_show(segmentation)}", cure
-    elif not _is_run_lengths(segmentation):
-        what = f"counts and size do not make run lengths: {_show(segmentation)}"
-        yield "segmentation", what, cure
-
-
-def _is_run_lengths(segmentation: dict[str, Any]) -> bool:
-    counts, size = segmentation.get("counts"), segmentation.get("size")
-    if isinstance(counts, str):
-        return True
-    if not isinstance(counts, list) or not isinstance(size, list) or len(size) != 2:
-        return False
-    return all(type(x) is int and 0 <= x < 2**32 for x in (*counts, *size))
-
-
 def _check_scorable(annotation: dict[str, Any]) -> Iterator[Finding]:
     for key in READ_BY_EVALUATION:
         if key not in annotation:
@@ -467,6 +480,15 @@ def _check_scorable(annotation: dict[str, Any]) -> Iterator[Finding]:
         value = annotation.get(key, 0)
         if type(value) not in (int, float) or not 0 <= value <= MAX_PIXELS**2:
             yield key, _wrong(annotation, key, "a number, 0 or more"), "write it anew"
+        elif key == "area" and annotation.get(key) == 0 and _is_labelled(annotation):
+            what = "must be above 0 where keypoints are labelled, got 0: no pose could be right"
+            yield key, what, "write the person's area in square pixels (`inspose convert coco`)"
+
+
+def _is_labelled(annotation: dict[str, Any]) -> bool:
+    """Whether keypoints are labelled, of an annotation that may be wrong."""
+    keypoints = annotation.get("keypoints")
+    return isinstance(keypoints, list) and any(x in (1, 2) for x in keypoints[2::3])
 
 
 def _are_pixels(values: Collection[Any]) -> bool:

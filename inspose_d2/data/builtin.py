@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
 from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.utils.file_io import PathHandler, PathManager
 
+from .coco_file import load_keypoints
 from .keypoint_names import connection_rules, infer_flip_pairs
 
 TEST_DEV = "keypoints_coco_2017_test-dev"
@@ -106,9 +106,10 @@ def register_coco_test_dev() -> None:
     if TEST_DEV in DatasetCatalog:
         return
     images = MetadataCatalog.get("coco_2017_test-dev")
-    # Loaded without its name, or load_coco_json would take all 80 categories of COCO's test file
+    # Loaded without its name, or `load_coco_json` would take all 80 categories of COCO's test file
     # for the classes (or fail where the file lists none); the model knows persons alone.
-    DatasetCatalog.register(TEST_DEV, partial(load_coco_json, images.json_file, images.image_root))
+    load = partial(load_keypoints, images.json_file, images.image_root, None)
+    DatasetCatalog.register(TEST_DEV, load)
     MetadataCatalog.get(TEST_DEV).set(
         json_file=images.json_file,
         image_root=images.image_root,
@@ -157,7 +158,7 @@ def register_crowdpose() -> None:
 
 def _register(name: str, json_file: str, image_root: str, **metadata: Any) -> None:
     """Register files in COCO's form, which need not be there yet."""
-    DatasetCatalog.register(name, partial(load_coco_json, json_file, image_root, name))
+    DatasetCatalog.register(name, partial(load_keypoints, json_file, image_root, name))
     MetadataCatalog.get(name).set(
         json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata
     )

@@ -1,5 +1,6 @@
 """All that a run would trip over, known before anything is built: model, solver and data sets."""
 
+import math
 from collections.abc import Iterator
 
 from detectron2.config import CfgNode
@@ -53,7 +54,12 @@ def _data_problems(cfg: CfgNode, training: bool) -> Iterator[str]:
     for name in names["TEST"]:
         known = name in DatasetCatalog
         sigmas = own or (MetadataCatalog.get(name).get("keypoint_oks_sigmas") if known else None)
-        if len(sigmas or [0] * 17) != k:
+        if not all(isinstance(x, int | float) and 0 < x < math.inf for x in sigmas or ()):
+            yield (
+                f"TEST.KEYPOINT_OKS_SIGMAS must be numbers above 0, one for each keypoint, as "
+                f"must keypoint_oks_sigmas of the metadata of {name!r}; got {list(sigmas)}"
+            )
+        elif len(sigmas or [0] * 17) != k:
             got = len(sigmas) if sigmas else "none, which means the 17 of COCO"
             yield (
                 f"TEST.KEYPOINT_OKS_SIGMAS must be {k} values, one for each of "
@@ -102,7 +108,7 @@ def _flip_problems(cfg: CfgNode, split: str, name: str) -> Iterator[str]:
     views = cfg["TEST"]["AUG"]
     cure = {"TRAIN": "INPUT.RANDOM_FLIP 'none'", "TEST": "TEST.AUG.FLIP False"}[split]
     flips = {
-        "TRAIN": cfg["INPUT"]["RANDOM_FLIP"] == "horizontal",
+        "TRAIN": cfg["INPUT"]["RANDOM_FLIP"] != "none",
         "TEST": views["ENABLED"] and views["FLIP"],
     }
     if flips[split] and not wrong:

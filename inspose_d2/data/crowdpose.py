@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .builtin import CROWDPOSE_NAMES, CROWDPOSE_SKELETON
+from .coco_file import load_annotations
 
 SPLITS = ("train", "val", "trainval", "test")
 AREA_OF_BOX = 0.53
@@ -71,7 +72,7 @@ def prepare_folder(folder: Path, output: Path | None = None) -> Iterator[str]:
     output.mkdir(parents=True, exist_ok=True)
     for file in files:
         try:
-            coco = prepare(json.loads(file.read_text()))
+            coco = prepare(load_annotations(file))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file}: no file of CrowdPose: {error!r}") from error
         except ValueError as error:

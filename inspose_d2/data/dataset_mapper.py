@@ -10,8 +10,10 @@ from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.structures import Keypoints
+from fvcore.transforms.transform import VFlipTransform
 
 from ..modeling.target_generator import CROWD
+from .annotations import box_of
 from .augmentation import training_augmentations
 from .images import ImageError, ResizeShortestEdge, read_image
 
@@ -107,6 +109,8 @@ class InsPoseDatasetMapper(DatasetMapper):
             raise ValueError("InsPose learns from keypoints: set MODEL.KEYPOINT_ON: True")
         num_keypoints = len(self.keypoint_hflip_indices)
         size = dataset_dict["width"], dataset_dict["height"]
+        # Detectron2 exchanges left and right for horizontal flips alone.
+        is_mirrored = sum(isinstance(x, VFlipTransform) for x in transforms.transforms) % 2
         for annotation in dataset_dict["annotations"]:
             is_crowd = annotation.get("iscrowd", 0)
             if is_crowd:
@@ -114,8 +118,9 @@ class InsPoseDatasetMapper(DatasetMapper):
             if is_crowd or "keypoints" not in annotation:
                 annotation["keypoints"] = [0.0] * (3 * num_keypoints)
             if "bbox" not in annotation:
-                annotation["bbox"] = _pseudo_box(annotation["keypoints"])
-            annotation["keypoints"] = _off_the_border(annotation["keypoints"], size)
+                annotation["bbox"] = box_of(annotation) or [0.0] * 4
+            points = _off_the_border(annotation["keypoints"], size)
+            annotation["keypoints"] = points[self.keypoint_hflip_indices] if is_mirrored else points
         super()._transform_annotations(dataset_dict, transforms, image_shape)
         instances = dataset_dict["instances"]
         if not instances.has("gt_keypoints"):
@@ -152,16 +157,3 @@ def _off_the_border(keypoints: list[float], size: tuple[int, int]) -> np.ndarray
     xy, border = points[:, :2], np.asarray(size)
     points[:, :2] = np.where(xy <= border, np.minimum(xy, border * (1 - 1e-12)), xy)
     return points
-
-
-def _pseudo_box(keypoints: list[float]) -> list[float]:
-    """Box [x, y, width, height] around the labelled keypoints; empty where there are none.
-
-    It has a pixel at least, or Detectron2 would drop a person with one keypoint.
-    """
-    points = np.reshape(keypoints, (-1, 3))
-    points = points[points[:, 2] > 0, :2]
-    if len(points) == 0:
-        return [0.0] * 4
-    corner = points.min(axis=0)
-    return [*corner, *(points.max(axis=0) - corner).clip(min=1)]

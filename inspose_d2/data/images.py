@@ -14,6 +14,8 @@ from detectron2.data import transforms as T
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
+from .find_file import find_file
+
 ORIENTATION = 274  # of the EXIF tags: how the camera was held
 
 
@@ -42,7 +44,7 @@ def read_image(path: str | os.PathLike[str], format: str, max_pixels: int) -> np
     """
     path = os.fspath(path)
     try:
-        with PathManager.open(path, "rb") as file:
+        with PathManager.open(find_file(path), "rb") as file:
             data = file.read()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -63,6 +65,29 @@ def read_image(path: str | os.PathLike[str], format: str, max_pixels: int) -> np
             return to_array(image, format, max_pixels, data)
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from error.__cause__
+
+
+def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Read the size of an image from its header.
+
+    Args:
+        path: of the file, as Detectron2's `PathManager` understands it.
+
+    Returns:
+        (width, height) of the upright image, as :func:`read_image` gives it.
+
+    Raises:
+        ImageError: the file is missing, or no image.
+    """
+    try:
+        with PathManager.open(find_file(os.fspath(path)), "rb") as file, Image.open(file) as image:
+            width, height = image.size
+            return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
+    except OSError as error:
+        reason = error.strerror or "no image that Pillow knows"
+        raise ImageError(f"{os.fspath(path)}: {reason}") from error
+    except Exception as error:
+        raise ImageError(f"{os.fspath(path)}: {error or type(error).__name__}") from error
 
 
 def to_array(

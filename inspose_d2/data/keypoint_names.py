@@ -6,6 +6,11 @@ from collections.abc import Iterator, Sequence
 
 Pairs = Sequence[Sequence[str]]
 SIDES = {"l": "left", "r": "right", "left": "left", "right": "right"}
+SIDE_WORDS = (
+    *(("left", "right"), ("l", "r"), ("links", "rechts"), ("izq", "der"), ("izquierd", "derech")),
+    *(("gauche", "droit"), ("gauche", "droite"), ("sinistr", "destr"), ("esquerd", "direit")),
+    *(("lewy", "prawy"), ("lewa", "prawa"), ("左", "右"), ("лев", "прав"), ("왼", "오른")),
+)
 OPPOSITE = {"left": "right", "right": "left"}
 # Detectron2's Visualizer wants RGB; draw_poses has its own.
 RULE_COLORS = {"left": (40, 130, 255), "right": (255, 140, 0), "": (230, 230, 230)}
@@ -35,6 +40,23 @@ def infer_flip_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
         for (side, rest), name in by_side.items()
         if side == "left" and ("right", rest) in by_side
     ]
+
+
+def look_like_pair(names: Sequence[str], pairs: Pairs) -> Iterator[tuple[str, str]]:
+    """Names in no pair that differ in a word for left and right alone, or in one letter L and R.
+
+    Such as ``lsho`` and ``rsho``, ``wheel_fl`` and ``wheel_fr``, ``links`` and ``rechts``.
+    """
+    paired = {name for pair in pairs for name in pair}
+    free = {name.lower(): name for name in names if name not in paired}
+    for lowered, name in free.items():
+        for left, right in SIDE_WORDS:
+            others = {
+                lowered[: x.start()] + right + lowered[x.end() :]
+                for x in re.finditer(re.escape(left), lowered)
+            }
+            for other in sorted(others & free.keys()):
+                yield name, free[other]
 
 
 def wrong_flip_pairs(names: Sequence[str], pairs: Pairs) -> Iterator[str]:

@@ -14,16 +14,17 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
 from detectron2.utils import comm
 
 from ..config.files import ConfigError
 from ..modeling.oks import COCO_SIGMAS, DEFAULT_SIGMA
-from .annotations import load_annotations
+from .annotations import learned_categories
+from .coco_file import load_annotations, load_keypoints
 from .keypoint_names import (
     Pairs,
     connection_rules,
     infer_flip_pairs,
+    look_like_pair,
     side_of,
     unmirrored_keypoints,
     wrong_flip_pairs,
@@ -68,7 +69,15 @@ def register_coco_keypoints(
         raise ValueError(f"flip_pairs of {name!r}: {'; '.join(problems)}")
     for problem in unmirrored_keypoints(names, pairs):
         _warn(f"{name}: {problem}. Flipped images would be learned wrong: see flip_pairs")
-    if flip_pairs is None and not any(side_of(x)[0] for x in names):
+    alike = list(look_like_pair(names, pairs)) if flip_pairs is None else []
+    if alike:
+        said = "; ".join(f"{a!r} and {b!r}" for a, b in alike)
+        _warn(
+            f"{name}: {said} look like pairs of left and right, but are in no flip pair: in "
+            "flipped images they would be learned wrong. Give flip_pairs, or names with left_ and "
+            "right_"
+        )
+    elif flip_pairs is None and not any(side_of(x)[0] for x in names):
         _warn(
             f"{name}: no keypoint is called left or right, so all keep their names in flipped "
             "images. If some change places, give flip_pairs, else [], which says so"
@@ -80,7 +89,7 @@ def register_coco_keypoints(
             raise ValueError(f"the name {name!r} is taken by other files: choose another one")
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    DatasetCatalog.register(name, partial(load_coco_json, json_file, image_root, name))
+    DatasetCatalog.register(name, partial(load_keypoints, json_file, image_root, name))
     MetadataCatalog.get(name).set(
         json_file=json_file,
         image_root=image_root,
@@ -139,12 +148,15 @@ def register_datasets(cfg: CfgNode, *, training: bool = True) -> None:
 def _category(json_file: str) -> dict[str, Any]:
     """The one category of a file, with names of keypoints."""
     coco = load_annotations(json_file)
-    categories = coco.get("categories") if isinstance(coco, dict) else None
-    found = [x for x in categories or () if isinstance(x, dict)]
+    lists = isinstance(coco, dict) and all(
+        isinstance(coco.get(key), list | None) for key in ("categories", "annotations")
+    )
+    found = learned_categories(coco) if lists else []
     if len(found) != 1:
         raise ValueError(
             f"{json_file}: categories: must be one, for InsPose knows one class; got "
-            f"{[x.get('name') for x in found]}. Keep the one with keypoints, and its annotations"
+            f"{[x.get('name') for x in found]}. Keep the one with keypoints, and its annotations: "
+            "`inspose convert coco --category NAME` does"
         )
     (category,) = found
     names: Any = category.get("keypoints")

@@ -3,21 +3,23 @@
 from collections.abc import Sequence
 from typing import Any
 
+from .annotations import learned_categories
+
 
 def select_keypoints(coco: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Leave all keypoints out but some; a connection stays where both its ends do.
 
     Args:
-        coco: what a file in COCO's format with one category holds; not changed.
+        coco: a file in COCO's format, without problems; not changed.
         names: of the keypoints to keep, in their new order.
 
     Raises:
-        ValueError: there are other categories, or no such keypoints.
+        ValueError: there are no such keypoints.
     """
-    if len(coco["categories"]) != 1:
-        raise ValueError(f"the file must have one category, it has {len(coco['categories'])}")
-    (category,) = coco["categories"]
-    old = category["keypoints"]
+    (category,) = learned_categories(coco)
+    old = category.get("keypoints")
+    if not old:
+        raise ValueError(f"categories: {category['name']!r} does not name its keypoints")
     unknown = [name for name in names if name not in old]
     if unknown or len(set(names)) != len(names):
         raise ValueError(f"--keypoints must be different ones of {old}; got {list(names)}")
@@ -25,7 +27,7 @@ def select_keypoints(coco: dict[str, Any], names: Sequence[str]) -> dict[str, An
     new_number = {k + 1: i for i, k in enumerate(numbers, start=1)}  # a skeleton counts from 1
     skeleton = [
         [new_number[i], new_number[j]]
-        for i, j in category.get("skeleton", [])
+        for i, j in category.get("skeleton") or []
         if {i, j} <= new_number.keys()
     ]
     annotations = []

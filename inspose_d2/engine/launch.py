@@ -19,6 +19,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..checkpoint import InsPoseCheckpointer, NoValidCheckpoint
 from ..config import ConfigError, find_config, get_cfg, list_configs
+from ..data.annotations import AnnotationError
 from ..data.check import check_config
 from ..data.keypoint_sets import register_datasets
 from .signals import STOPPING
@@ -70,9 +71,16 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Run one worker; exit with status 3 where ``--resume`` finds no valid checkpoint."""
+    """Run one worker.
+
+    Exit status 2 for annotations that cannot be used, 3 where ``--resume`` finds no valid
+    checkpoint.
+    """
     try:
         return train_or_evaluate(setup(args), args)
+    except AnnotationError as error:
+        logger.error("%s", error)
+        sys.exit(2)
     except NoValidCheckpoint as error:
         logger.error("%s", error)
         sys.exit(3)
@@ -84,6 +92,8 @@ def train_or_evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any] 
     ``TEST.AUG`` is for ``--eval-only``: evaluation on the way of training sees each image once.
     """
     if args.eval_only:
+        for name in cfg.DATASETS.TEST:
+            Trainer.check_dataset(cfg, name, evaluation=True)
         model = Trainer.build_model(cfg)
         InsPoseCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
             cfg.MODEL.WEIGHTS, resume=args.resume, strict=True

@@ -32,8 +32,8 @@ from torch import nn
 
 from ..checkpoint import BestCheckpointer, CheckpointError, InsPoseCheckpointer
 from ..config.check import doubt_about_sizes
-from ..data.annotations import check_annotations, in_memory
 from ..data.check import check_config
+from ..data.coco_file import check_annotations, in_memory
 from ..data.dataset_mapper import InsPoseDatasetMapper
 from ..data.keypoint_sets import register_datasets
 from ..data.train_loader import TrainingBatches, build_train_loader, mix
@@ -95,6 +95,8 @@ class Trainer(DefaultTrainer):
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.last_step = -1
         self.stop = StopRequest()
+        for name in cfg.DATASETS.TEST:  # or it would be found out at the first evaluation
+            self.check_dataset(cfg, name, evaluation=True)
         # The first one may have to download weights.
         model = on_one_worker(lambda: self.build_model(cfg)) or self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -375,10 +377,12 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Check the annotations that poses will be scored by, load the images."""
-        cls.check_dataset(cfg, dataset_name, evaluation=True)
+        checked = cls.check_dataset(cfg, dataset_name, evaluation=True)
         is_ours = cfg.MODEL.META_ARCHITECTURE in OURS
         mapper = (InsPoseDatasetMapper if is_ours else DatasetMapper)(cfg, is_train=False)
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        file = MetadataCatalog.get(dataset_name).get("json_file")
+        with in_memory({file: checked} if checked else {}, evaluation=True):
+            return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @staticmethod
     def check_dataset(
@@ -398,7 +402,7 @@ class Trainer(DefaultTrainer):
             not read them.
 
         Raises:
-            ValueError: says what is wrong, where, and what to do.
+            AnnotationError: says what is wrong, where, and what to do.
             WorkersEnd: the same, of several workers.
         """
         metadata = MetadataCatalog.get(name)
@@ -411,6 +415,7 @@ class Trainer(DefaultTrainer):
                 cfg.MODEL.INSPOSE.NUM_KEYPOINTS,
                 evaluation=evaluation,
                 class_names=metadata.get("thing_classes"),
+                image_root=metadata.get("image_root"),
             )
         )
 

@@ -24,6 +24,8 @@ from pycocotools.coco import COCO
 from tabulate import tabulate
 from torch import Tensor
 
+from ..data.coco_file import in_memory
+
 try:
     import faster_coco_eval  # the extra "eval": the same figures sooner
 except ImportError:
@@ -53,8 +55,9 @@ class InsPoseEvaluator(COCOEvaluator):
     perfect), reports AP 0 where nothing was predicted and NaN where there is nothing to find,
     counts a repeated image once, leaves what it is given unchanged, and keeps tensors rather than
     Python numbers of each image until the end. It also reports keypoint AP by the number of persons
-    in the image, takes sigmas from the metadata, and annotations whose ids begin with 0, which
-    COCO's code counts as never found. faster-coco-eval computes the figures where it is installed.
+    in the image, takes sigmas from the metadata, and reads annotations as
+    :func:`~inspose_d2.data.coco_file.plain` makes them. faster-coco-eval computes the figures where
+    it is installed.
     """
 
     def __init__(
@@ -80,9 +83,10 @@ class InsPoseEvaluator(COCOEvaluator):
         if not tasks or not METRICS.keys() >= set(tasks):
             raise ValueError(f"tasks must be some of {list(METRICS)}, got {tasks}")
         sigmas = kpt_oks_sigmas or MetadataCatalog.get(dataset_name).get("keypoint_oks_sigmas", ())
-        super().__init__(dataset_name, tasks=tasks, output_dir=output_dir, kpt_oks_sigmas=sigmas)
-        if 0 in self._coco_api.anns:
-            _number_from_one(self._coco_api)
+        with in_memory({}, evaluation=True):
+            super().__init__(
+                dataset_name, tasks=tasks, output_dir=output_dir, kpt_oks_sigmas=sigmas
+            )
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Instances]]) -> None:
         """Take the predictions of a batch; they are copied.
@@ -301,14 +305,6 @@ def _counts(annotation: dict[str, Any], task: str) -> bool:
     """Whether COCO wants an annotation to be found."""
     labelled = task == "bbox" or annotation.get("num_keypoints", 0) > 0
     return labelled and not annotation.get("iscrowd", 0)
-
-
-def _number_from_one(coco: COCO) -> None:
-    """Give the annotations other ids: to COCO's code one matched with id 0 is not matched."""
-    for number, annotation in enumerate(coco.dataset["annotations"], start=1):
-        annotation["id"] = number
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
 
 
 def _tensor(field: Tensor | Boxes) -> Tensor:
