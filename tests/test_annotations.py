@@ -1,10 +1,13 @@
 """Bad annotation files: each is refused with what, where and what to do."""
 
+import contextlib
 import copy
+import io
 import json
 import logging
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -549,6 +552,48 @@ def test_mutated_file_is_refused_or_read_and_scored_by(
         assert validate.summarize(coco, {problem.entry for problem in problems})
     if not any(find_problems(written, 17, evaluation=True)):
         evaluate(path)
+
+
+@pytest.mark.fault
+@settings(max_examples=200)
+@given(data=st.data())
+def test_one_changed_field_is_refused_by_name_alike_or_trained_on(
+    image_root: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    coco = valid()
+    paths = list(paths_of(coco))
+    path = paths[data.draw(st.integers(0, len(paths) - 1))]
+    container = coco
+    for key in path[:-1]:
+        container = container[key]
+    container[path[-1]] = copy.deepcopy(data.draw(VALUES))
+    file = write(tmp_path_factory.getbasetemp(), coco)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        status = run_command("--input", file, "--num-keypoints", 17, "--images", image_root)
+    told = ""
+    try:
+        check_annotations(str(file), 17, image_root=str(image_root))
+    except ValueError as error:
+        told = str(error)
+    assert status == (2 if told else 0), (path, told, out.getvalue())
+    if told:
+        field = [key for key in path if isinstance(key, str)][-1]
+        # An entry may also be named by those that refer to it.
+        referred = {"id": "image_id|category_id", "images": "image_id", "name": "categories"}
+        said = f"{field}|{referred.get(field, field)}|entry|{path[0]}"
+        assert re.search(said, told), (path, told)
+    else:
+        read(file, image_root)
+
+
+def paths_of(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Keys on the way to each value of a nested json; of long lists the first five."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value[:5])
+        for key, below in items:
+            yield (*above, key)
+            yield from paths_of(below, (*above, key))
 
 
 def evaluate(path: Path) -> None:

@@ -363,9 +363,9 @@ def _category_checker(
     def check(category: dict[str, Any]) -> Iterator[Finding]:
         if not isinstance(category.get("name"), str):
             yield "name", _wrong(category, "name", "text"), "name the category"
-        names = category.get("keypoints")
         if "keypoints" not in category:
             return
+        names = category["keypoints"]
         is_list = isinstance(names, list) and names and all(isinstance(x, str) for x in names)
         if not is_list or len(set(names)) != len(names):
             what = _wrong(category, "keypoints", "a list of different names")

@@ -57,7 +57,7 @@ def _data_problems(cfg: CfgNode, training: bool) -> Iterator[str]:
         if not all(isinstance(x, int | float) and 0 < x < math.inf for x in sigmas or ()):
             yield (
                 f"TEST.KEYPOINT_OKS_SIGMAS must be numbers above 0, one for each keypoint, as "
-                f"must keypoint_oks_sigmas of the metadata of {name!r}; got {list(sigmas)}"
+                f"must keypoint_oks_sigmas of the metadata of {name!r}; got {sigmas}"
             )
         elif len(sigmas or [0] * 17) != k:
             got = len(sigmas) if sigmas else "none, which means the 17 of COCO"

@@ -34,6 +34,7 @@ from .annotations import (
 
 logger = logging.getLogger(__name__)
 HEADERS_AT_START = 100  # of images that are looked at before a run
+MAX_UNREADABLE = 0.01  # of the images of a data set: training does without so few
 
 
 def load_annotations(json_file: str | os.PathLike[str]) -> Any:
@@ -88,7 +89,7 @@ def check_annotations(
     problem = next(problems, None)
     if problem is None and image_root is not None:
         step = max(len(coco["images"]) // HEADERS_AT_START, 1)
-        problem = _wrong_size(coco["images"][::step], image_root)
+        problem = _wrong_image(coco["images"][::step], image_root)
     if problem is not None:
         flags = f" --num-keypoints {num_keypoints}" if num_keypoints else ""
         flags += " --evaluation" if evaluation else ""
@@ -102,14 +103,14 @@ def check_annotations(
     return plain(coco, evaluation=evaluation)
 
 
-def _wrong_size(images: Sequence[dict[str, Any]], image_root: str) -> Problem | None:
-    """First image of another size than its entry says, or that all of them are missing."""
+def _wrong_image(images: Sequence[dict[str, Any]], image_root: str) -> Problem | None:
+    """First image of another size than its entry says, or that is missing with too many others."""
     findings = {x["id"]: next(check_image_file(x, image_root), None) for x in images}
     wrong = {k: finding for k, finding in findings.items() if finding is not None}
     for image_id, (key, what, cure) in wrong.items():
-        if key != "file_name" or len(wrong) == len(images):
+        if key != "file_name" or len(wrong) > MAX_UNREADABLE * len(images):
             return Problem("images", image_id, None, key, what, cure)
-    return None  # training does without a few
+    return None
 
 
 def notes_on(coco: dict[str, Any], *, evaluation: bool) -> Iterator[str]:

@@ -20,11 +20,11 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from .coco_file import MAX_UNREADABLE
 from .images import ImageError
 
 logger = logging.getLogger(__name__)
 
-MAX_UNREADABLE = 0.01  # of the images of the data set
 Sample = tuple[int, int]  # index of an image, position in the order of all workers
 
 
