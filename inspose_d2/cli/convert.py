@@ -2,17 +2,24 @@
 
 import argparse
 import json
+from pathlib import Path
+from typing import Any
 
 from ..checkpoint.opera import CONFIG, convert_opera_checkpoint
 from ..data.annotations import find_problems
 from ..data.coco_file import load_annotations
+from ..data.convert.coco import read_coco
+from ..data.convert.common import Converted, write_json
 from ..data.crowdpose import prepare_folder
 from ..data.select_keypoints import select_keypoints
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert what the second word names."""
-    return {"opera": _opera, "select-keypoints": _select, "crowdpose": _crowdpose}[args.what](args)
+    own = {"opera": _opera, "select-keypoints": _select, "crowdpose": _crowdpose}
+    if args.what in own:
+        return own[args.what](args)
+    return _write(args.output, READERS[args.what](args))
 
 
 def _opera(args: argparse.Namespace) -> int:
@@ -43,4 +50,33 @@ def _select(args: argparse.Namespace) -> int:
 def _crowdpose(args: argparse.Namespace) -> int:
     for line in prepare_folder(args.input, args.output):
         print(line)
+    return 0
+
+
+def _coco(args: argparse.Namespace) -> Converted:
+    return read_coco(args.input, **_common(args))
+
+
+def _common(args: argparse.Namespace) -> dict[str, Any]:
+    """Options of all formats."""
+    return {"images": args.images, "keypoints": args.keypoints, "category": args.category}
+
+
+READERS = {"coco": _coco}
+
+
+def _write(output: Path, done: Converted) -> int:
+    """Write a file and say what it is and what was changed."""
+    write_json(output, done.coco)
+    (category,) = done.coco["categories"]
+    names = category["keypoints"]
+    print(
+        f"{output}: {len(done.coco['images'])} images, {len(done.coco['annotations'])} of "
+        f"{category['name']!r}, {len(names)} keypoints: {', '.join(names)}"
+    )
+    if done.folder is not None:
+        print(f"file names are relative to {done.folder}")
+    for what, count in done.changes.items():
+        if count:
+            print(f"  {count} {what}")
     return 0

@@ -253,6 +253,20 @@ def _convert(parser: Parser) -> None:
     crowdpose = commands.add_parser("crowdpose", help="what CrowdPose's files lack, added")
     crowdpose.add_argument("--input", type=Path, required=True, help="folder json of CrowdPose")
     crowdpose.add_argument("--output", type=Path, help="by default annotations, beside the input")
+    _format(commands, "coco", "a COCO keypoint file mended, also Roboflow's and CVAT's", "the file")
+
+
+def _format(commands: Any, name: str, says: str, what: str) -> Parser:
+    """A format of a tool that becomes a COCO keypoint file."""
+    parser: Parser = commands.add_parser(name, help=says, description=says)
+    parser.add_argument("--input", type=Path, required=True, help=what)
+    parser.add_argument("--output", type=Path, required=True, metavar="JSON", help="file to write")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="of the images")
+    parser.add_argument("--category", metavar="NAME", help="the one to keep, of several")
+    parser.add_argument(
+        "--keypoints", nargs="+", metavar="NAME", help="in order, where the input does not say it"
+    )
+    return parser
 
 
 def _submit(parser: Parser) -> None:
