@@ -9,17 +9,22 @@ from ..checkpoint.opera import CONFIG, convert_opera_checkpoint
 from ..data.annotations import find_problems
 from ..data.coco_file import load_annotations
 from ..data.convert.coco import read_coco
-from ..data.convert.common import Converted, write_json
+from ..data.convert.common import Changes, Converted, write_json
+from ..data.convert.yolo import read_yolo, write_yolo
 from ..data.crowdpose import prepare_folder
 from ..data.select_keypoints import select_keypoints
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert what the second word names."""
-    own = {"opera": _opera, "select-keypoints": _select, "crowdpose": _crowdpose}
-    if args.what in own:
-        return own[args.what](args)
-    return _write(args.output, READERS[args.what](args))
+    if args.what in READERS:
+        return _write(args.output, READERS[args.what](args))
+    return {
+        "opera": _opera,
+        "select-keypoints": _select,
+        "crowdpose": _crowdpose,
+        "to-yolo": _to_yolo,
+    }[args.what](args)
 
 
 def _opera(args: argparse.Namespace) -> int:
@@ -53,6 +58,13 @@ def _crowdpose(args: argparse.Namespace) -> int:
     return 0
 
 
+def _to_yolo(args: argparse.Namespace) -> int:
+    changes = write_yolo(args.input, args.images, args.output)
+    print(f"{args.output / 'data.yaml'}: its `train` and `val` name all images; split them")
+    _print(changes)
+    return 0
+
+
 def _coco(args: argparse.Namespace) -> Converted:
     return read_coco(args.input, **_common(args))
 
@@ -62,7 +74,11 @@ def _common(args: argparse.Namespace) -> dict[str, Any]:
     return {"images": args.images, "keypoints": args.keypoints, "category": args.category}
 
 
-READERS = {"coco": _coco}
+def _yolo(args: argparse.Namespace) -> Converted:
+    return read_yolo(args.input, split=args.split, **_common(args))
+
+
+READERS = {"coco": _coco, "yolo": _yolo}
 
 
 def _write(output: Path, done: Converted) -> int:
@@ -76,7 +92,10 @@ def _write(output: Path, done: Converted) -> int:
     )
     if done.folder is not None:
         print(f"file names are relative to {done.folder}")
-    for what, count in done.changes.items():
-        if count:
-            print(f"  {count} {what}")
+    _print(done.changes)
     return 0
+
+
+def _print(changes: Changes) -> None:
+    for what, count in changes.items():
+        print(f"  {count} {what}")

@@ -254,6 +254,12 @@ def _convert(parser: Parser) -> None:
     crowdpose.add_argument("--input", type=Path, required=True, help="folder json of CrowdPose")
     crowdpose.add_argument("--output", type=Path, help="by default annotations, beside the input")
     _format(commands, "coco", "a COCO keypoint file mended, also Roboflow's and CVAT's", "the file")
+    yolo = _format(commands, "yolo", "YOLO's poses, also Roboflow's", "data.yaml, or a folder")
+    yolo.add_argument("--split", default="train", help="of data.yaml: train, val, test (train)")
+    back = commands.add_parser("to-yolo", help="a COCO keypoint file as YOLO's poses")
+    back.add_argument("--input", type=Path, required=True, help="COCO keypoint file")
+    back.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="of the images")
+    back.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="a new one")
 
 
 def _format(commands: Any, name: str, says: str, what: str) -> Parser:

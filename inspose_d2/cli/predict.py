@@ -22,7 +22,7 @@ from detectron2.structures import Instances
 from tqdm import tqdm
 
 from ..config import get_cfg
-from ..data.images import ImageError, read_image
+from ..data.images import SUFFIXES, ImageError, read_image
 from ..engine.predictor import InsPosePredictor
 from ..model_zoo import Checkpoint, find_weights, list_checkpoints
 from ..modeling.keypoint_maps import keypoint_maps_of
@@ -33,7 +33,6 @@ from ..visualization.poses import draw_keypoint_maps, draw_poses
 DEFAULT_CONFIG = "people/InsPose_Lite0_people"
 DEFAULT_WEIGHTS = "people_lite0"
 
-IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # read from folders
 WRITTEN = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}  # a picture of another becomes name.gif.png
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 WEBCAM = "webcam"
@@ -141,7 +140,7 @@ def find_images(inputs: Sequence[str], output: Path) -> tuple[list[Path], Path]:
     for text in inputs:
         path = Path(text).absolute()
         if path.is_dir():
-            below = (x for x in path.rglob("*") if x.suffix.lower() in IMAGES and x.is_file())
+            below = (x for x in path.rglob("*") if x.suffix.lower() in SUFFIXES and x.is_file())
             images = sorted(x for x in below if output.absolute() not in x.parents)
             roots.append(path)
         else:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from .find_file import find_file
 
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # in folders
 ORIENTATION = 274  # of the EXIF tags: how the camera was held
 
 

@@ -294,10 +294,10 @@ def place_images(
     if lost and not placed:
         raise AnnotationError(
             f"{source}: file_name: none of {len(lost)} images can be read in {folder} "
-            f"({_some(lost)}); give their folder by --images"
+            f"({some(lost)}); give their folder by --images"
         )
     if lost:
-        changes[f"images left out, missing or unreadable in {folder}: {_some(lost)}"] = len(lost)
+        changes[f"images left out, missing or unreadable in {folder}: {some(lost)}"] = len(lost)
     return placed
 
 
@@ -373,8 +373,8 @@ def make_coco(
 def complete(person: dict[str, Any], changes: Changes) -> dict[str, Any] | None:
     """Make box, area and counts of an annotation where they are missing or wrong.
 
-    The box becomes that around the labelled keypoints, of a single one 2 pixels wide; the area that of the polygons, else 0.53 of
-    the box, as in the API of CrowdPose's authors.
+    The box becomes that around the labelled keypoints, 2 pixels wide around a single one; the area
+    that of the polygons, else 0.53 of the box, as in the API of CrowdPose's authors.
 
     Args:
         person: with sound `keypoints`; not changed.
@@ -434,7 +434,8 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) <= MAX_PIXELS**2
 
 
-def _some(names: Sequence[object]) -> str:
+def some(names: Sequence[object]) -> str:
+    """Write a list, of a long one the beginning."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(map(str, names[:SHOWN])) + more
 
