@@ -16,7 +16,7 @@ from inspose_d2 import cli
 from inspose_d2.data.annotations import AnnotationError
 from inspose_d2.data.coco_file import check_annotations
 from inspose_d2.data.convert.coco import read_coco
-from inspose_d2.data.convert.common import COCO_NAMES, Converted
+from inspose_d2.data.convert.common import COCO_NAMES, Converted, write_json
 from inspose_d2.data.convert.yolo import labels_of, read_yolo, write_yolo
 
 NAMES = ["nose", "left_eye", "right_eye"]
@@ -328,12 +328,204 @@ def test_odd_values_are_mended_or_named(
     for _ in range(3):
         entry = data.draw(st.sampled_from([x for key in coco.values() for x in key]))
         entry[data.draw(st.sampled_from(sorted(entry)))] = data.draw(ODD)
+    folder = tmp_path_factory.getbasetemp()
+    output = folder / "odd.json"
+    output.unlink(missing_ok=True)
     try:
-        done = read(tmp_path_factory.getbasetemp(), coco)
-    except AnnotationError as error:
-        assert len(str(error).splitlines()) == 1
+        write_json(output, read(folder, coco).coco)
+    except AnnotationError:
+        assert not output.exists()
     else:
-        path = tmp_path_factory.getbasetemp() / "odd.json"
-        path.write_text(json.dumps(done.coco))
-        check_annotations(str(path))
-        check_annotations(str(path), evaluation=True)
+        for evaluation in (False, True):
+            check_annotations(str(output), evaluation=evaluation)
+
+
+# YOLO
+
+
+def save_yolo(folder: Path, lines: Sequence[str] = (), **config: Any) -> Path:
+    """A data set whose a.png has these lines; returns its data.yaml."""
+    save_images(folder / "train" / "images")
+    (folder / "train" / "labels").mkdir()
+    (folder / "train" / "labels" / "a.txt").write_text("\n".join(lines))
+    known = {"train": "../train/images", "kpt_shape": [3, 3], "names": ["person"]}
+    path = folder / "data.yaml"
+    path.write_text(yaml.safe_dump(known | config))
+    return path
+
+
+# a.png is 64 x 48: the box is [8, 10, 16, 20], the points (16, 12), hidden (24, 36), none.
+LINE = f"0 0.25 {20 / 48} 0.25 {20 / 48} 0.25 0.25 2.000000 0.375 0.75 1 0 0 0"
+
+
+def test_a_line_of_yolo_is_a_person(tmp_path: Path) -> None:
+    done = read_yolo(save_yolo(tmp_path, [LINE, "", LINE]), keypoints=NAMES)
+    assert done.folder is not None
+    assert done.folder.resolve() == (tmp_path / "train" / "images").resolve()
+    a, b = done.coco["images"]
+    assert (a["file_name"], a["width"], a["height"]) == ("a.png", 64, 48)
+    assert (b["file_name"], b["width"], b["height"]) == ("b.png", 40, 80)  # nobody in it
+    assert len(done.coco["annotations"]) == 2
+    assert first(done) == {
+        **{"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "num_keypoints": 2},
+        **{"keypoints": [16, 12, 2, 24, 36, 1, 0, 0, 0], "bbox": [8, 10, 16, 20]},
+        "area": pytest.approx(0.53 * 16 * 20),
+    }
+    assert done.changes == {"areas made, 0.53 of the box": 2}
+    is_sound(tmp_path, done.folder, done)
+
+
+def test_points_of_yolo_without_v_are_labelled_unless_at_0_0(tmp_path: Path) -> None:
+    line = f"0 0.25 {20 / 48} 0.25 {20 / 48} 0.25 0.25 0.375 0.75 0 0"
+    names = {0: NAMES}
+    done = read_yolo(save_yolo(tmp_path, [line], kpt_shape=[3, 2], kpt_names=names))
+    assert first(done)["keypoints"] == [16, 12, 2, 24, 36, 2, 0, 0, 0]
+    assert done.changes["keypoints without v: 0 at (0, 0), else 2"] == 3
+
+
+def test_folders_without_yaml(tmp_path: Path) -> None:
+    points = " ".join(["0.5 0.5 2"] * 17)
+    save_yolo(tmp_path, [f"0 0.5 0.5 0.5 0.5 {points}"])
+    (tmp_path / "train" / "labels" / "gone.txt").write_text("")
+    (tmp_path / "train" / "labels" / "classes.txt").write_text("person")
+    for source in (tmp_path / "train", tmp_path / "train" / "images"):
+        done = read_yolo(source, category="swimmer")
+        assert done.coco["categories"][0]["keypoints"] == list(COCO_NAMES)
+        assert done.coco["categories"][0]["name"] == "swimmer"
+        assert done.changes["label files left out, without an image: gone.txt"] == 1
+    beside = save_images(tmp_path / "flat")
+    (beside / "b.txt").write_text(f"3 0.5 0.5 0.5 0.5 {points}\n")
+    done = read_yolo(beside)
+    assert first(done)["keypoints"][:3] == [20, 40, 2]  # of 40 x 80
+    assert done.coco["categories"][0]["name"] == "person"
+    is_sound(tmp_path, beside, done)
+
+
+def test_one_class_of_yolo_is_chosen(tmp_path: Path) -> None:
+    dog = LINE.replace("0 ", "1 ", 1)
+    path = save_yolo(tmp_path, [LINE, dog, dog], names={0: "person", 1: "dog"})
+    with pytest.raises(AnnotationError, match=r"\['dog', 'person'\]: choose one by --category"):
+        read_yolo(path, keypoints=NAMES)
+    done = read_yolo(path, keypoints=NAMES, category="dog")
+    assert len(done.coco["annotations"]) == 2
+    assert done.changes["annotations of other categories left out"] == 1
+
+
+def test_a_flip_that_the_names_do_not_say_is_told(tmp_path: Path) -> None:
+    path = save_yolo(tmp_path, [LINE], flip_idx=[0, 2, 1])
+    told = "flip_idx not taken over: left and right follow from the keypoints' names"
+    assert told not in read_yolo(path, keypoints=NAMES).changes
+    assert read_yolo(path, keypoints=["a", "b", "c"]).changes[told] == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "config", "said"),
+    [
+        ("0 1 2 x", {}, "a.txt, line 1: must be numbers"),
+        ("0.5 0.5", {}, "a.txt, line 1: must be a class"),
+        ("0 0.5 0.5 nan 1", {}, "a.txt, line 1: must be a class .* finite"),
+        ("0 0.5 0.5 0.5 0.5", {}, "a.txt, line 1: .* 14 in all; got 5"),
+        (LINE.replace("0.75 1", "0.75 0.93"), {}, "v of keypoint 1 must be 0, 1 or 2, got 0.93"),
+        (LINE.replace("0.75", "36"), {}, "fractions of the image, from 0 to 1, got 36"),
+        (LINE, {"kpt_shape": [3, 4]}, "data.yaml: kpt_shape: must be"),
+        (LINE, {"kpt_shape": None}, "data.yaml: kpt_shape: must be"),
+        (LINE, {"kpt_names": "nose"}, "data.yaml: kpt_names: must be"),
+        (LINE, {"names": 3}, "data.yaml: names: must be"),
+        (LINE, {"train": ["a", "b"]}, "data.yaml: train: must be a folder"),
+        (LINE, {"train": "nowhere"}, "data.yaml: train: 'nowhere' is no folder"),
+    ],
+)
+def test_what_is_wrong_in_yolo_is_named(tmp_path: Path, line: str, config: Json, said: str) -> None:
+    names = None if "kpt_names" in config else NAMES
+    with pytest.raises(AnnotationError, match=said):
+        read_yolo(save_yolo(tmp_path, [line], **config), keypoints=names)
+
+
+def test_yolo_without_names_or_labels_is_refused(tmp_path: Path) -> None:
+    path = save_yolo(tmp_path, [LINE])
+    with pytest.raises(AnnotationError, match="give 3 names in order by --keypoints"):
+        read_yolo(path)
+    with pytest.raises(AnnotationError, match="give them in order by --keypoints"):
+        read_yolo(tmp_path / "train")
+    (tmp_path / "train" / "labels" / "a.txt").unlink()
+    with pytest.raises(AnnotationError, match=r"no image has labels, neither .*labels.a.txt"):
+        read_yolo(path)
+    with pytest.raises(AnnotationError, match="no images in it, or no folder"):
+        read_yolo(tmp_path / "nowhere")
+    path.write_text("{")
+    with pytest.raises(AnnotationError, match=r"data.yaml: no YAML"):
+        read_yolo(path)
+
+
+def test_labels_lie_in_place_of_the_last_images() -> None:
+    assert labels_of(Path("images/x/images/t/images.png")) == Path("images/x/labels/t/images.txt")
+    assert labels_of(Path("photos/a.b.png")) == Path("photos/a.b.txt")
+
+
+def test_to_yolo_writes_what_yolo_reads(tmp_path: Path, images: Path) -> None:
+    out = person(id=2, bbox=[-8, 10, 24, 20], keypoints=[-1, 12, 2, 8, 12, 2, 0, 0, 0])
+    coco = people(person(bbox=[8, 12, 32, 24]), out, person(id=3, iscrowd=1))
+    path = tmp_path / "in.json"
+    path.write_text(json.dumps(coco))
+    changes = write_yolo(path, images, tmp_path / "out")
+    assert changes == {
+        "crowds left out": 1,
+        "boxes cut at the border of the image": 1,
+        "keypoints outside of the image made not labelled": 1,
+    }
+    config = yaml.safe_load((tmp_path / "out" / "data.yaml").read_text())
+    assert config == {
+        **{"train": "images", "val": "images", "kpt_shape": [3, 3], "flip_idx": [0, 2, 1]},
+        **{"kpt_names": {0: NAMES}, "names": {0: "person"}},
+    }
+    lines = (tmp_path / "out" / "labels" / "a.txt").read_text().splitlines()
+    assert lines[0] == "0 0.375 0.5 0.5 0.5 0.15625 0.25 2 0.3125 0.2916666667 1 0 0 0"
+    assert lines[1].startswith("0 0.125 ")
+    assert "-" not in lines[1]
+    assert (tmp_path / "out" / "labels" / "b.txt").read_text() == ""
+    assert (tmp_path / "out" / "images" / "b.png").read_bytes() == (images / "b.png").read_bytes()
+    with pytest.raises(AnnotationError, match="is there already"):
+        write_yolo(path, images, tmp_path / "out")
+
+
+def test_to_yolo_writes_nothing_half(tmp_path: Path, images: Path) -> None:
+    Image.open(images / "a.png").save(images / "a.jpg")
+    coco = people()
+    coco["images"].append({"id": 3, "file_name": "a.jpg", "width": 64, "height": 48})
+    path = tmp_path / "in.json"
+    path.write_text(json.dumps(coco))
+    with pytest.raises(AnnotationError, match=r"'a.jpg' and another image.*same labels 'a.txt'"):
+        write_yolo(path, images, tmp_path / "out")
+    path.write_text(json.dumps(people(person(keypoints=[1]))))
+    with pytest.raises(AnnotationError, match=r"in.json: annotations\[0\].*keypoints"):
+        write_yolo(path, images, tmp_path / "out")
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["images", "in.json"]
+
+
+INSIDE = st.integers(2_000, 38_000).map(lambda z: z / 1000)
+KEYPOINT = st.one_of(st.just([0, 0, 0]), st.tuples(INSIDE, INSIDE, st.sampled_from([1, 2])))
+PERSON = st.tuples(
+    st.sampled_from([1, 2]),
+    st.lists(KEYPOINT, min_size=3, max_size=3).filter(lambda rows: any(v for _, _, v in rows)),
+    st.tuples(*[st.integers(0, 2)] * 2, *[st.integers(30, 38)] * 2),
+)
+
+
+@given(st.lists(PERSON, min_size=1, max_size=4))
+def test_coco_to_yolo_and_back(tmp_path_factory: pytest.TempPathFactory, drawn: list[Any]) -> None:
+    folder = tmp_path_factory.mktemp("there")
+    images = save_images(folder / "images")
+    persons = [
+        person(id=n, image_id=image, keypoints=[z for x in rows for z in x], bbox=[*box], area=...)
+        for n, (image, rows, box) in enumerate(sorted(drawn, key=lambda x: x[0]), start=1)
+    ]
+    before = read(folder, people(*persons), images=images)
+    path = folder / "before.json"
+    path.write_text(json.dumps(before.coco))
+    write_yolo(path, images, folder / "out")
+    after = read_yolo(folder / "out" / "data.yaml")
+    assert after.coco["images"] == before.coco["images"]
+    for was, is_now in zip(before.coco["annotations"], after.coco["annotations"], strict=True):
+        for key in ("keypoints", "bbox", "area"):
+            assert is_now.pop(key) == pytest.approx(was.pop(key), abs=1e-6)
+        assert is_now == was
