@@ -17,6 +17,7 @@ from inspose_d2.data.annotations import AnnotationError
 from inspose_d2.data.coco_file import check_annotations
 from inspose_d2.data.convert.coco import read_coco
 from inspose_d2.data.convert.common import COCO_NAMES, Converted, write_json
+from inspose_d2.data.convert.labelme import read_labelme
 from inspose_d2.data.convert.yolo import labels_of, read_yolo, write_yolo
 
 NAMES = ["nose", "left_eye", "right_eye"]
@@ -507,7 +508,7 @@ KEYPOINT = st.one_of(st.just([0, 0, 0]), st.tuples(INSIDE, INSIDE, st.sampled_fr
 PERSON = st.tuples(
     st.sampled_from([1, 2]),
     st.lists(KEYPOINT, min_size=3, max_size=3).filter(lambda rows: any(v for _, _, v in rows)),
-    st.tuples(*[st.integers(0, 2)] * 2, *[st.integers(30, 38)] * 2),
+    st.tuples(*[st.integers(0, 2)] * 2, *[st.integers(36, 38)] * 2),
 )
 
 
@@ -529,3 +530,110 @@ def test_coco_to_yolo_and_back(tmp_path_factory: pytest.TempPathFactory, drawn: 
         for key in ("keypoints", "bbox", "area"):
             assert is_now.pop(key) == pytest.approx(was.pop(key), abs=1e-6)
         assert is_now == was
+
+
+# labelme
+
+
+def shape(label: str, *points: Any, group: Any = None, kind: str = "point", **more: Any) -> Json:
+    own = {"label": label, "points": [list(x) for x in points], "group_id": group}
+    return own | {"shape_type": kind, "flags": {}} | more
+
+
+def save_labelme(folder: Path, *shapes: Json, image: str = "a.png", **more: Any) -> Path:
+    save_images(folder)
+    labels = {"version": "5.5.0", "flags": {}, "imagePath": image, "imageData": None}
+    sizes = {"imageWidth": 64, "imageHeight": 48}
+    path = folder / f"{Path(image).stem}.json"
+    path.write_text(json.dumps(labels | sizes | {"shapes": shapes} | more))
+    return folder
+
+
+def poses(done: Converted) -> list[list[float]]:
+    return [x["keypoints"] for x in done.coco["annotations"]]
+
+
+def test_shapes_of_a_group_are_a_person(tmp_path: Path) -> None:
+    box = shape("person", (40, 30), (10.5, 5), group=1, kind="rectangle")  # from below
+    outline = shape("person", (0, 0), (8, 0), (8, 10), (0, 10), group="b", kind="polygon")
+    hidden = shape("left_eye", (7, 3), group="b", flags={"Occluded": True})
+    folder = save_labelme(
+        tmp_path,
+        *(box, outline, hidden, shape("nose", (5, 6), group="b")),
+        *(shape("nose", (12, 7.25), group=1), shape("arrow", (1, 1), (2, 2), kind="line")),
+    )
+    done = read_labelme(folder)
+    assert done.coco["categories"][0]["keypoints"] == ["nose", "left_eye"]  # COCO's order
+    b, one = sorted(done.coco["annotations"], key=lambda x: x["bbox"])
+    assert one["keypoints"] == [12, 7.25, 2, 0, 0, 0]
+    assert one["bbox"] == [10.5, 5, 29.5, 25]
+    assert one["area"] == pytest.approx(0.53 * 29.5 * 25)
+    assert b["keypoints"] == [5, 6, 2, 7, 3, 1]
+    assert b["bbox"] == [0, 0, 8, 10]
+    assert b["area"] == 80
+    assert b["segmentation"] == [[0, 0, 8, 0, 8, 10, 0, 10]]
+    assert done.changes["shapes of the kind 'line' left out"] == 1
+    is_sound(tmp_path, folder, done)
+
+
+def test_points_without_group_are_of_the_only_person_or_outline(tmp_path: Path) -> None:
+    nose, tail = shape("nose", (10, 10)), shape("tail", (30, 20))
+    folder = save_labelme(tmp_path / "one", nose, tail)
+    assert poses(read_labelme(folder)) == [[10, 10, 2, 30, 20, 2]]
+    left = shape("fish", (0, 0), (25, 40), kind="rectangle")
+    right = shape("fish", (26, 0), (60, 40), kind="rectangle")
+    done = read_labelme(save_labelme(tmp_path / "two", nose, tail, left, right))
+    assert poses(done) == [[10, 10, 2, 0, 0, 0], [0, 0, 0, 30, 20, 2]]
+    assert done.coco["categories"][0]["name"] == "fish"
+    is_sound(tmp_path, tmp_path / "two", done)
+    wide = shape("fish", (0, 0), (60, 40), kind="rectangle")
+    message = r"a.json: the point 'nose' at \(10, 10\) has no group, and lies in 2 outlines"
+    with pytest.raises(AnnotationError, match=message):
+        read_labelme(save_labelme(tmp_path / "wide", nose, left, wide))
+    with pytest.raises(AnnotationError, match="lies in 0 outlines"):
+        read_labelme(save_labelme(tmp_path / "none", nose, shape("nose", (11, 11))))
+
+
+def test_order_and_choice_of_keypoints(tmp_path: Path) -> None:
+    folder = save_labelme(tmp_path, *(shape(x, (10 + n, 9)) for n, x in enumerate("cab")))
+    assert read_labelme(folder).coco["categories"][0]["keypoints"] == ["a", "b", "c"]
+    done = read_labelme(folder, keypoints=["c", "x", "b"])
+    assert poses(done) == [[10, 9, 2, 0, 0, 0, 12, 9, 2]]
+    assert done.changes["points 'a' left out, which --keypoints does not name"] == 1
+
+
+def test_the_image_is_found_from_the_json_or_in_a_folder(tmp_path: Path) -> None:
+    save_images(tmp_path / "images")
+    labels = save_labelme(tmp_path / "labels", shape("nose", (10, 9)), image="..\\images\\a.png")
+    for name in SIZES:
+        (labels / name).unlink()
+    with pytest.raises(AnnotationError, match=r"none of 1 images can be read in .*--images"):
+        read_labelme(labels)
+    assert read_labelme(tmp_path).coco["images"][0]["file_name"] == "images/a.png"
+    done = read_labelme(labels, images=tmp_path / "images")
+    assert done.coco["images"][0]["file_name"] == "a.png"
+    is_sound(tmp_path, tmp_path / "images", done)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"imagePath": None}, "a.json: imagePath: must be"),
+        ({"imageWidth": 63}, "width, height: 63 x 48"),
+        ({"shapes": [3]}, r"a.json: shapes\[0\], label: must be text"),
+        ({"shapes": [shape("nose")]}, r"shapes\[0\], points: must be a list"),
+        ({"shapes": [shape("nose", (1,))]}, r"shapes\[0\], points: must be \[x, y\]"),
+        ({"shapes": [shape("nose", (1, None))]}, r"shapes\[0\], points: must be \[x, y\]"),
+        ({"shapes": [shape("nose", (1, 2), group=[])]}, r"shapes\[0\], group_id: must be"),
+        ({"shapes": [shape("nose", (1, 2), group=4)] * 2}, "'nose' comes twice in the group 4"),
+        ({"shapes": []}, "no keypoint of 'person' is labelled"),
+    ],
+)
+def test_what_is_wrong_in_labelme_is_named(tmp_path: Path, change: Json, said: str) -> None:
+    with pytest.raises(AnnotationError, match=said):
+        read_labelme(save_labelme(tmp_path, **change))
+
+
+def test_a_folder_without_labelme_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AnnotationError, match="no json file in it"):
+        read_labelme(tmp_path / "nowhere")

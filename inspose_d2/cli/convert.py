@@ -10,6 +10,7 @@ from ..data.annotations import find_problems
 from ..data.coco_file import load_annotations
 from ..data.convert.coco import read_coco
 from ..data.convert.common import Changes, Converted, write_json
+from ..data.convert.labelme import read_labelme
 from ..data.convert.yolo import read_yolo, write_yolo
 from ..data.crowdpose import prepare_folder
 from ..data.select_keypoints import select_keypoints
@@ -78,7 +79,11 @@ def _yolo(args: argparse.Namespace) -> Converted:
     return read_yolo(args.input, split=args.split, **_common(args))
 
 
-READERS = {"coco": _coco, "yolo": _yolo}
+def _labelme(args: argparse.Namespace) -> Converted:
+    return read_labelme(args.input, **_common(args))
+
+
+READERS = {"coco": _coco, "yolo": _yolo, "labelme": _labelme}
 
 
 def _write(output: Path, done: Converted) -> int:
