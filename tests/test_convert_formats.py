@@ -17,6 +17,7 @@ from inspose_d2.data.annotations import AnnotationError
 from inspose_d2.data.coco_file import check_annotations
 from inspose_d2.data.convert.coco import read_coco
 from inspose_d2.data.convert.common import COCO_NAMES, Converted, write_json
+from inspose_d2.data.convert.label_studio import read_label_studio
 from inspose_d2.data.convert.labelme import read_labelme
 from inspose_d2.data.convert.yolo import labels_of, read_yolo, write_yolo
 
@@ -622,8 +623,8 @@ def test_the_image_is_found_from_the_json_or_in_a_folder(tmp_path: Path) -> None
         ({"imageWidth": 63}, "width, height: 63 x 48"),
         ({"shapes": [3]}, r"a.json: shapes\[0\], label: must be text"),
         ({"shapes": [shape("nose")]}, r"shapes\[0\], points: must be a list"),
-        ({"shapes": [shape("nose", (1,))]}, r"shapes\[0\], points: must be \[x, y\]"),
-        ({"shapes": [shape("nose", (1, None))]}, r"shapes\[0\], points: must be \[x, y\]"),
+        ({"shapes": [shape("nose", (1,))]}, r"shapes\[0\], points: must be two numbers"),
+        ({"shapes": [shape("nose", (1, None))]}, r"shapes\[0\], points: must be two numbers"),
         ({"shapes": [shape("nose", (1, 2), group=[])]}, r"shapes\[0\], group_id: must be"),
         ({"shapes": [shape("nose", (1, 2), group=4)] * 2}, "'nose' comes twice in the group 4"),
         ({"shapes": []}, "no keypoint of 'person' is labelled"),
@@ -637,3 +638,154 @@ def test_what_is_wrong_in_labelme_is_named(tmp_path: Path, change: Json, said: s
 def test_a_folder_without_labelme_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match="no json file in it"):
         read_labelme(tmp_path / "nowhere")
+
+
+# Label Studio
+
+SHAPE = {"width", "height", "rotation", "points"}  # what stands in the value of a region
+
+
+def region(kind: str, label: str, x: float, y: float, own_id: str = "", **more: Any) -> Json:
+    """A region of JSON, its place in percent of 64 x 48 pixels."""
+    value = {"x": x, "y": y, kind: [label]} | {k: more.pop(k) for k in SHAPE & more.keys()}
+    size = {"original_width": 64, "original_height": 48, "image_rotation": 0}
+    own = {"id": own_id or f"{label}{x}", "type": kind, "from_name": "tag", "to_name": "image"}
+    return own | size | {"value": value} | more
+
+
+def point(label: str, x: float, y: float, **more: Any) -> Json:
+    return region("keypointlabels", label, x, y, width=0.3, **more)
+
+
+def rectangle(label: str, x: float, y: float, width: float, height: float, **more: Any) -> Json:
+    return region("rectanglelabels", label, x, y, width=width, height=height, **more)
+
+
+def save_tasks(folder: Path, *results: Any, image: str = "/data/upload/1/a.png") -> Path:
+    tasks = [
+        {"id": 10 + n, "annotations": [{"id": n, "result": result}], "data": {"image": image}}
+        for n, result in enumerate(results)
+    ]
+    path = folder / "tasks.json"
+    path.write_text(json.dumps(tasks))
+    return path
+
+
+def test_percents_of_label_studio_are_pixels_of_a_person(tmp_path: Path, images: Path) -> None:
+    result = [
+        point("nose", 25, 50, parentID="r1"),  # (16, 24)
+        point("left_eye", 50, 25, parentID="r1", own_id="k2"),  # (32, 12)
+        {"id": "k2", "type": "choices", "value": {"choices": ["Occluded"]}},
+        rectangle("person", 12.5, 12.5, 50, 75, own_id="r1"),  # [8, 6, 32, 36]
+        rectangle("person", 75, 50, 12.5, 25, own_id="r2", rotation=90),  # about (48, 24)
+        region("brushlabels", "grass", 0, 0),
+    ]
+    done = read_label_studio(save_tasks(tmp_path, result), images=images)
+    assert done.coco["categories"][0]["keypoints"] == ["nose", "left_eye"]
+    one, other = done.coco["annotations"]
+    assert one["keypoints"] == [16, 24, 2, 32, 12, 1]
+    assert one["bbox"] == [8, 6, 32, 36]
+    assert one["area"] == pytest.approx(0.53 * 32 * 36)
+    assert other["keypoints"] == [0] * 6
+    assert other["bbox"] == [36, 24, 12, 8]  # 8 wide and 12 high, turned to the left
+    assert done.changes == {
+        "regions of the kind 'brushlabels' left out": 1,
+        "turned boxes made upright": 1,
+        "areas made, 0.53 of the box": 2,
+    }
+    is_sound(tmp_path, images, done)
+
+
+def test_keypoints_belong_to_the_only_region_around_them(tmp_path: Path, images: Path) -> None:
+    boxes = [rectangle("person", 0, 0, 40, 100), rectangle("person", 50, 0, 50, 100)]
+    points = [point("nose", 25, 50), point("nose", 75, 50)]
+    done = read_label_studio(save_tasks(tmp_path, boxes + points), images=images)
+    assert poses(done) == [[16, 24, 2], [48, 24, 2]]
+    corners = [[0, 0], [50, 0], [50, 50]]
+    outline = region("polygonlabels", "person", 0, 0, points=corners)
+    done = read_label_studio(save_tasks(tmp_path, [outline, point("nose", 25, 25)]))
+    assert first(done)["segmentation"] == [[0, 0, 32, 0, 32, 24]]
+    assert first(done)["area"] == 32 * 24 / 2
+
+
+def test_json_min_says_the_same(tmp_path: Path, images: Path) -> None:
+    size = {"original_width": 64, "original_height": 48}
+    task = {
+        **{"image": "/data/upload/1/a.png", "id": 3, "annotator": 1, "annotation_id": 5},
+        "kp": [{"x": 25, "y": 50, "width": 0.3, "keypointlabels": ["nose"], **size}],
+        "box": [{"x": 0, "y": 0, "width": 50, "height": 100, "rectanglelabels": ["dog"], **size}],
+        "lead_time": 7.5,
+    }
+    path = tmp_path / "min.json"
+    path.write_text(json.dumps([task, {"image": "b.png", "id": 4}]))
+    done = read_label_studio(path, images=images)
+    assert poses(done) == [[16, 24, 2]]
+    assert first(done)["bbox"] == [0, 0, 32, 48]
+    assert done.coco["categories"][0]["name"] == "dog"
+    assert done.changes["tasks left out, nobody has annotated them"] == 1
+    is_sound(tmp_path, images, done)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("/data/upload/1/0a1b2c3d-a.png", "a.png"),
+        ("0a1b2c3d-a.png", "a.png"),
+        ("/data/local-files/?d=photos%2Fa.png", "a.png"),
+        ("s3://bucket/photos/a.png", "a.png"),
+        ("https://example.org/x/a.png?token=1", "a.png"),
+    ],
+)
+def test_images_of_label_studio_are_found(
+    tmp_path: Path, images: Path, url: str, expected: str
+) -> None:
+    path = save_tasks(tmp_path, [point("nose", 25, 50)], image=url)
+    assert read_label_studio(path, images=images).coco["images"][0]["file_name"] == expected
+
+
+def test_cancelled_and_further_annotations_are_left_out(tmp_path: Path, images: Path) -> None:
+    nose = {"result": [point("nose", 25, 50)]}
+    cancelled = {"was_cancelled": True, "result": [point("nose", 0, 0)]}
+    tasks = [
+        {"id": 1, "data": {"image": "a.png"}, "annotations": [cancelled, nose, nose]},
+        {"id": 2, "data": {"image": "b.png"}, "annotations": [{"result": []}]},
+        {"id": 3, "data": {"image": "c.png"}, "annotations": [cancelled]},
+    ]
+    path = tmp_path / "tasks.json"
+    path.write_text(json.dumps(tasks))
+    with pytest.raises(AnnotationError, match=r"image 'b.png': width, height: unknown"):
+        read_label_studio(path)
+    done = read_label_studio(path, images=images)
+    assert poses(done) == [[16, 24, 2]]
+    assert [x["file_name"] for x in done.coco["images"]] == ["a.png", "b.png"]
+    assert done.changes["further annotations of a task left out"] == 1
+    assert done.changes["tasks left out, nobody has annotated them"] == 1
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        (None, "task 10, result: must be a list"),
+        ([3], "task 10, result: must be a list of objects"),
+        ([point("nose", 1, 1) | {"value": None}], r"result\[0\], keypointlabels: must be one"),
+        ([point("nose", 1, None)], r"result\[0\], value: must be two numbers"),
+        ([point("nose", 1, 1, original_width=None)], r"result\[0\], original_width"),
+        ([point("nose", 1, 1, image_rotation=90)], "task 10, image_rotation: turned"),
+        ([point("nose", 1, 1, parentID=[])], r"result\[0\], id, parentID: must be text"),
+        ([rectangle("a", 1, 1, 1, 1, rotation="x")], r"result\[0\], rotation: must be"),
+        ([point("nose", 1, 1), point("nose", 2, 2)], "task 10: the point 'nose' at .* no group"),
+        ([point("nose", 1, 1, parentID="r")] * 2, "task 10: .*'nose' comes twice"),
+    ],
+)
+def test_what_is_wrong_in_label_studio_is_named(tmp_path: Path, result: Any, said: str) -> None:
+    with pytest.raises(AnnotationError, match=said):
+        read_label_studio(save_tasks(tmp_path, result))
+
+
+def test_other_json_is_not_label_studios(tmp_path: Path) -> None:
+    path = tmp_path / "in.json"
+    path.write_text("{}")
+    with pytest.raises(AnnotationError, match=r"in\.json: must be a list of tasks"):
+        read_label_studio(path)
+    with pytest.raises(AnnotationError, match="task 10, data: has no name of an image"):
+        read_label_studio(save_tasks(tmp_path, [], image="video.mp4"))

@@ -10,6 +10,7 @@ from ..data.annotations import find_problems
 from ..data.coco_file import load_annotations
 from ..data.convert.coco import read_coco
 from ..data.convert.common import Changes, Converted, write_json
+from ..data.convert.label_studio import read_label_studio
 from ..data.convert.labelme import read_labelme
 from ..data.convert.yolo import read_yolo, write_yolo
 from ..data.crowdpose import prepare_folder
@@ -83,7 +84,16 @@ def _labelme(args: argparse.Namespace) -> Converted:
     return read_labelme(args.input, **_common(args))
 
 
-READERS = {"coco": _coco, "yolo": _yolo, "labelme": _labelme}
+def _label_studio(args: argparse.Namespace) -> Converted:
+    return read_label_studio(args.input, **_common(args))
+
+
+READERS = {
+    "coco": _coco,
+    "yolo": _yolo,
+    "labelme": _labelme,
+    "label-studio": _label_studio,
+}
 
 
 def _write(output: Path, done: Converted) -> int:

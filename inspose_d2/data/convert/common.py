@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 
@@ -282,7 +282,7 @@ def place_images(
     placed, lost = [], []
     for image in images:
         name = image["file_name"]
-        own = name.replace("\\", "/") if folder is None else _below(name, folder)
+        own = name.replace("\\", "/") if folder is None else find_below(name, folder)
         if own is None or not _has_size({**image, "file_name": own}, folder, source):
             lost.append(name)
             continue
@@ -321,7 +321,7 @@ def _has_size(image: dict[str, Any], folder: Path | None, source: object) -> boo
     return True
 
 
-def _below(name: str, folder: Path) -> str | None:
+def find_below(name: str, folder: Path) -> str | None:
     """Path of an image below a folder: its own, or as much of its end as is there."""
     parts = [x for x in PurePosixPath(name.replace("\\", "/")).parts if x not in ("/", "..")]
     for first in range(len(parts)):
@@ -429,7 +429,17 @@ def _area_of(polygons: Any) -> float | None:
     return area
 
 
-def is_number(value: Any) -> bool:
+def read_corners(points: Any, place: str) -> list[XY]:
+    """Check a list of [x, y]; `place` is for the message of the AnnotationError."""
+    if not isinstance(points, list) or not points:
+        raise AnnotationError(f"{place}: must be a list of [x, y], got {points!r:.80}")
+    for point in points:
+        if not isinstance(point, list) or len(point) != 2 or not all(map(is_number, point)):
+            raise AnnotationError(f"{place}: must be two numbers x and y, got {point!r:.80}")
+    return [(x, y) for x, y in points]
+
+
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a finite number within `MAX_PIXELS` squared, as areas are."""
     return type(value) in (int, float) and abs(value) <= MAX_PIXELS**2
 

@@ -5,7 +5,7 @@ or polygon labelled with the class. A point is hidden (v = 1) where one of its f
 or "hidden", or it is "difficult", as X-AnyLabeling writes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,15 @@ from ..annotations import AnnotationError
 from ..coco_file import load_annotations
 from .common import (
     HIDDEN,
-    XY,
     Changes,
     Converted,
     Outline,
     Point,
     gather,
-    is_number,
     make_coco,
     make_persons,
     place_images,
+    read_corners,
 )
 
 OUTLINES = {"rectangle", "polygon"}
@@ -89,7 +88,7 @@ def _shapes(
         kind, group = shape.get("shape_type"), shape.get("group_id")
         if group is not None and not isinstance(group, int | str):
             raise AnnotationError(f"{place}, group_id: must be a number or null, got {group!r:.80}")
-        corners = list(_corners(shape.get("points"), place))
+        corners = read_corners(shape.get("points"), f"{place}, points")
         if kind == "point":
             (x, y), v = corners[0], 1 if _is_hidden(shape) else 2
             points.append(Point(shape["label"], x, y, v, group))
@@ -98,15 +97,6 @@ def _shapes(
         else:
             changes[f"shapes of the kind {kind!r:.80} left out"] += 1
     return points, outlines
-
-
-def _corners(points: Any, place: str) -> Iterator[XY]:
-    if not isinstance(points, list) or not points:
-        raise AnnotationError(f"{place}, points: must be a list of [x, y], got {points!r:.80}")
-    for point in points:
-        if not isinstance(point, list) or len(point) != 2 or not all(map(is_number, point)):
-            raise AnnotationError(f"{place}, points: must be [x, y], got {point!r:.80}")
-        yield point[0], point[1]
 
 
 def _is_hidden(shape: dict[str, Any]) -> bool:
