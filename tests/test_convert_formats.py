@@ -17,6 +17,7 @@ from inspose_d2.data.annotations import AnnotationError
 from inspose_d2.data.coco_file import check_annotations
 from inspose_d2.data.convert.coco import read_coco
 from inspose_d2.data.convert.common import COCO_NAMES, Converted, write_json
+from inspose_d2.data.convert.cvat import read_cvat
 from inspose_d2.data.convert.label_studio import read_label_studio
 from inspose_d2.data.convert.labelme import read_labelme
 from inspose_d2.data.convert.yolo import labels_of, read_yolo, write_yolo
@@ -600,7 +601,7 @@ def test_order_and_choice_of_keypoints(tmp_path: Path) -> None:
     assert read_labelme(folder).coco["categories"][0]["keypoints"] == ["a", "b", "c"]
     done = read_labelme(folder, keypoints=["c", "x", "b"])
     assert poses(done) == [[10, 9, 2, 0, 0, 0, 12, 9, 2]]
-    assert done.changes["points 'a' left out, which --keypoints does not name"] == 1
+    assert done.changes["points 'a' left out, no keypoint is called so"] == 1
 
 
 def test_the_image_is_found_from_the_json_or_in_a_folder(tmp_path: Path) -> None:
@@ -789,3 +790,124 @@ def test_other_json_is_not_label_studios(tmp_path: Path) -> None:
         read_label_studio(path)
     with pytest.raises(AnnotationError, match="task 10, data: has no name of an image"):
         read_label_studio(save_tasks(tmp_path, [], image="video.mp4"))
+
+
+# CVAT
+
+LABELS = """<meta><job><labels>
+<label><name>horse</name><type>skeleton</type><svg>&lt;line data-type="edge" data-node-from="1"
+data-node-to="3"&gt;&lt;/line&gt;&lt;circle data-node-id="1" data-label-name="nose"&gt;
+&lt;/circle&gt;&lt;circle data-node-id="3" data-label-name="tail"&gt;&lt;/circle&gt;</svg></label>
+<label><name>nose</name><type>points</type><parent>horse</parent></label>
+<label><name>ear</name><type>points</type><parent>horse</parent></label>
+<label><name>tail</name><type>points</type><parent>horse</parent></label>
+<label><name>horse box</name><type>rectangle</type></label>
+</labels></job></meta>"""
+SKELETON = """<skeleton label="horse" source="manual" z_order="0" group_id="2">
+<points label="tail" outside="0" occluded="1" points="20.50,10.25"/>
+<points label="nose" outside="0" occluded="0" points="30,40"/>
+<points label="ear" outside="1" occluded="0" points="3,4"/></skeleton>"""
+
+
+def save_cvat(folder: Path, *shapes: str, labels: str = LABELS, size: str = "64") -> Path:
+    path = folder / "annotations.xml"
+    image = f'<image id="0" name="a.png" width="{size}" height="48">{"".join(shapes)}</image>'
+    text = f"<annotations><version>1.1</version>{labels}{image}</annotations>"
+    path.write_text(f'<?xml version="1.0" encoding="utf-8"?>{text}')
+    return path
+
+
+def cvat_box(label: str, *corners: float, more: str = "") -> str:
+    keys = zip(("xtl", "ytl", "xbr", "ybr"), corners, strict=True)
+    places = " ".join(f'{k}="{x}"' for k, x in keys)
+    return f'<box label="{label}" occluded="0" {places} {more}/>'
+
+
+def cvat_points(label: str, points: str, more: str = "") -> str:
+    return f'<points label="{label}" occluded="0" points="{points}" {more}/>'
+
+
+def test_a_skeleton_of_cvat_is_a_person(tmp_path: Path, images: Path) -> None:
+    box = cvat_box("horse box", 10, 5, 40, 45, more='group_id="2"')
+    done = read_cvat(save_cvat(tmp_path, SKELETON, box, "<cuboid/>"), images=images)
+    (category,) = done.coco["categories"]
+    assert category["name"] == "horse"
+    assert category["keypoints"] == ["nose", "ear", "tail"]
+    assert category["skeleton"] == [[1, 3]]
+    assert poses(done) == [[30, 40, 2, 0, 0, 0, 20.5, 10.25, 1]]
+    assert first(done)["bbox"] == [10, 5, 30, 40]
+    assert done.changes["shapes of the kind 'cuboid' left out"] == 1
+    is_sound(tmp_path, images, done)
+
+
+def test_skeletons_of_cvat_without_boxes(tmp_path: Path) -> None:
+    other = SKELETON.replace(' group_id="2"', "")
+    done = read_cvat(save_cvat(tmp_path, SKELETON, other, other))
+    assert poses(done) == [[30, 40, 2, 0, 0, 0, 20.5, 10.25, 1]] * 3
+    assert first(done)["bbox"] == [20.5, 10.25, 9.5, 29.75]
+    assert done.changes["boxes made, around the labelled keypoints"] == 3
+
+
+def test_points_of_cvat_are_gathered(tmp_path: Path) -> None:
+    turned = cvat_box("dog", 10, 20, 20, 40, more='rotation="90"')  # then [5, 25, 20, 10]
+    shapes = [cvat_points("nose", "6,26"), cvat_points("tail", "24,34"), turned]
+    done = read_cvat(save_cvat(tmp_path, *shapes, labels=""))
+    assert poses(done) == [[6, 26, 2, 24, 34, 2]]
+    assert first(done)["bbox"] == pytest.approx([5, 25, 20, 10])
+    assert done.coco["categories"][0]["name"] == "dog"
+    assert done.changes["turned boxes made upright"] == 1
+    grouped = [cvat_points("nose", f"{x},9", f'group_id="{x}"') for x in (5, 9)]
+    polygon = '<polygon label="dog" points="0,0;8,0;8,10" group_id="5"/>'
+    done = read_cvat(save_cvat(tmp_path, *grouped, polygon, labels=""))
+    assert poses(done) == [[5, 9, 2], [9, 9, 2]]
+    assert first(done)["area"] == 40
+
+
+def test_several_points_of_cvat_are_a_person_in_order(tmp_path: Path) -> None:
+    path = save_cvat(tmp_path, cvat_points("horse", "6,26;7,8", 'z_order="0"'), labels="")
+    with pytest.raises(AnnotationError, match=r"points\[0\]: keypoints: .*give 2 names"):
+        read_cvat(path)
+    done = read_cvat(path, keypoints=["tail", "nose"])
+    assert poses(done) == [[6, 26, 2, 7, 8, 2]]
+    assert done.coco["categories"][0] | {"skeleton": []} == {
+        **{"id": 1, "name": "horse", "supercategory": "person"},
+        **{"keypoints": ["tail", "nose"], "skeleton": []},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no XML, or cut off"),
+        ("<annotations>", "no XML, or cut off"),
+        ("<x/>", "must be CVAT's annotations, got <x>"),
+        ('<!DOCTYPE a [<!ENTITY b "c">]><annotations/>', "has a DOCTYPE"),
+        ("<annotations><track/></annotations>", "has tracks: export as CVAT for images"),
+        ("<annotations/>", "has no image"),
+        ("<annotations><image/></annotations>", "image 1, name: is missing"),
+        ("<annotations><image name='a' width='-1'/></annotations>", "image 'a', width: must"),
+    ],
+)
+def test_xml_that_is_not_cvats_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "in.xml"
+    path.write_text(text)
+    with pytest.raises(AnnotationError, match=said) as caught:
+        read_cvat(path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        (cvat_points("nose", "1;2"), r"image 'a.png', points\[0\], points: must be two numbers"),
+        (cvat_points("nose", "1,x"), r"points\[0\], points: must be numbers"),
+        (cvat_points("nose", "1,inf"), r"points\[0\], points: must be two numbers"),
+        ("<box label='a' xtl='1'/>", r"box\[0\], xtl, ytl, xbr, ybr: must be numbers"),
+        (cvat_box("a", 1, 2, 3, 4, more="rotation='x'"), r"box\[0\], rotation: must be numbers"),
+        (SKELETON.replace("30,40", "30,40;1,1"), r"skeleton\[0\], points: 'nose' must be one"),
+        (SKELETON.replace("tail", "nose"), "'nose' comes twice in the group '2'"),
+    ],
+)
+def test_what_is_wrong_in_cvat_is_named(tmp_path: Path, shape: str, said: str) -> None:
+    with pytest.raises(AnnotationError, match=said):
+        read_cvat(save_cvat(tmp_path, shape))

@@ -10,6 +10,7 @@ from ..data.annotations import find_problems
 from ..data.coco_file import load_annotations
 from ..data.convert.coco import read_coco
 from ..data.convert.common import Changes, Converted, write_json
+from ..data.convert.cvat import read_cvat
 from ..data.convert.label_studio import read_label_studio
 from ..data.convert.labelme import read_labelme
 from ..data.convert.yolo import read_yolo, write_yolo
@@ -88,11 +89,16 @@ def _label_studio(args: argparse.Namespace) -> Converted:
     return read_label_studio(args.input, **_common(args))
 
 
+def _cvat(args: argparse.Namespace) -> Converted:
+    return read_cvat(args.input, **_common(args))
+
+
 READERS = {
     "coco": _coco,
     "yolo": _yolo,
     "labelme": _labelme,
     "label-studio": _label_studio,
+    "cvat": _cvat,
 }
 
 

@@ -258,6 +258,7 @@ def _convert(parser: Parser) -> None:
     yolo.add_argument("--split", default="train", help="of data.yaml: train, val, test (train)")
     _format(commands, "labelme", "labelme's points and rectangles", "folder of the json files")
     _format(commands, "label-studio", "Label Studio's exports", "JSON or JSON-MIN")
+    _format(commands, "cvat", "CVAT for images 1.1", "annotations.xml")
     back = commands.add_parser("to-yolo", help="a COCO keypoint file as YOLO's poses")
     back.add_argument("--input", type=Path, required=True, help="COCO keypoint file")
     back.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="of the images")

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
@@ -41,13 +41,17 @@ class Converted:
 
 @dataclass(frozen=True)
 class Point:
-    """A labelled keypoint: its name, pixels, v (1 hidden, 2 visible) and what it is grouped by."""
+    """A labelled keypoint: its name, pixels, v (1 hidden, 2 visible) and what it is grouped by.
+
+    `owner` is the class of its person, where the point itself says it.
+    """
 
     label: str
     x: float
     y: float
     v: int
     group: Hashable | None
+    owner: str | None = None
 
 
 @dataclass(frozen=True)
@@ -136,16 +140,17 @@ def _is_inside(point: Point, outline: Outline) -> bool:
 
 
 def _labelled(person: Person, place: str) -> Person:
-    """A person with the class of its outlines."""
+    """A person with the class of its points, or else of its outlines."""
     twice = [label for label, n in Counter(x.label for x in person.points).items() if n > 1]
     if twice:
         raise AnnotationError(
             f"{place}: the keypoint {twice[0]!r} comes twice in the group "
             f"{person.points[0].group!r}: give each person a group of its own"
         )
-    labels = sorted({x.label for x in person.outlines})
+    owners = {x.owner for x in person.points if x.owner is not None}
+    labels = sorted(owners or {x.label for x in person.outlines})
     if len(labels) > 1:
-        raise AnnotationError(f"{place}: one group has outlines of {labels}: label them alike")
+        raise AnnotationError(f"{place}: one group is of {labels}: label its parts alike")
     label = labels[0] if labels else None
     return Person(person.image_id, label, person.points, person.outlines)
 
@@ -184,16 +189,18 @@ def make_persons(
     category: str | None,
     source: object,
     changes: Changes,
+    names_of: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Make rough annotations of gathered persons.
 
     Args:
         persons: of all images.
-        names: of the keypoints, in order. By default all labels there are, COCO's in COCO's order,
-            others by the alphabet.
+        names: of the keypoints, in order. By default those of the class in `names_of`, else all
+            labels there are, COCO's in COCO's order, others by the alphabet.
         category: class to keep, or None for the only one.
         source: the file or folder, for messages.
         changes: counts what is left out.
+        names_of: names of keypoints, by class.
 
     Returns:
         Annotations with `image_id`, `keypoints` and, where there are outlines, `bbox` and
@@ -205,12 +212,12 @@ def make_persons(
     own = [x for x in persons if x.label in (name, None)]
     changes["annotations of other categories left out"] += len(persons) - len(own)
     labels = {point.label for person in own for point in person.points}
-    names = list(names or sorted(labels, key=_place_of))
+    names = list(names or (names_of or {}).get(name) or sorted(labels, key=_place_of))
     if not names:
         raise AnnotationError(f"{source}: no keypoint of {name!r} is labelled: nothing to learn")
     for label in sorted(labels - set(names)):
         number = sum(point.label == label for person in own for point in person.points)
-        changes[f"points {label!r} left out, which --keypoints does not name"] += number
+        changes[f"points {label!r} left out, no keypoint is called so"] += number
     return [_annotation(x, names) for x in own], {"name": name, "keypoints": names}
 
 

@@ -148,8 +148,9 @@ def _shapes(
         if kind not in LABELS:
             changes[f"regions of the kind {kind!r:.80} left out"] += kind != "choices"
             continue
-        value = region.get("value")
-        labels = value.get(kind) if isinstance(value, dict) else None
+        own = region.get("value")
+        value: dict[str, Any] = own if isinstance(own, dict) else {}
+        labels = value.get(kind)
         if not isinstance(labels, list) or len(labels) != 1 or not isinstance(labels[0], str):
             raise AnnotationError(f"{where}, {kind}: must be one label, got {labels!r:.80}")
         corners = _corners(kind, value, _size(region, where), where)
