@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from inspose_d2 import cli
+from inspose_d2 import cli, register_coco_keypoints
 from inspose_d2.data.annotations import AnnotationError
 from inspose_d2.data.coco_file import check_annotations
 from inspose_d2.data.convert.coco import read_coco
@@ -21,6 +23,7 @@ from inspose_d2.data.convert.cvat import read_cvat
 from inspose_d2.data.convert.label_studio import read_label_studio
 from inspose_d2.data.convert.labelme import read_labelme
 from inspose_d2.data.convert.yolo import labels_of, read_yolo, write_yolo
+from inspose_d2.engine.trainer import Trainer
 
 NAMES = ["nose", "left_eye", "right_eye"]
 SIZES = {"a.png": (64, 48), "b.png": (40, 80)}  # width, height
@@ -518,20 +521,11 @@ PERSON = st.tuples(
 def test_coco_to_yolo_and_back(tmp_path_factory: pytest.TempPathFactory, drawn: list[Any]) -> None:
     folder = tmp_path_factory.mktemp("there")
     images = save_images(folder / "images")
-    persons = [
-        person(id=n, image_id=image, keypoints=[z for x in rows for z in x], bbox=[*box], area=...)
-        for n, (image, rows, box) in enumerate(sorted(drawn, key=lambda x: x[0]), start=1)
-    ]
-    before = read(folder, people(*persons), images=images)
+    coco = drawn_people(drawn)
     path = folder / "before.json"
-    path.write_text(json.dumps(before.coco))
+    path.write_text(json.dumps(coco))
     write_yolo(path, images, folder / "out")
-    after = read_yolo(folder / "out" / "data.yaml")
-    assert after.coco["images"] == before.coco["images"]
-    for was, is_now in zip(before.coco["annotations"], after.coco["annotations"], strict=True):
-        for key in ("keypoints", "bbox", "area"):
-            assert is_now.pop(key) == pytest.approx(was.pop(key), abs=1e-6)
-        assert is_now == was
+    assert_same_poses(read_yolo(folder / "out" / "data.yaml").coco, coco)
 
 
 # labelme
@@ -911,3 +905,214 @@ def test_xml_that_is_not_cvats_is_refused(tmp_path: Path, text: str, said: str) 
 def test_what_is_wrong_in_cvat_is_named(tmp_path: Path, shape: str, said: str) -> None:
     with pytest.raises(AnnotationError, match=said):
         read_cvat(save_cvat(tmp_path, shape))
+
+
+# All of them
+
+
+def as_labelme(folder: Path, coco: Json) -> Path:
+    for image in coco["images"]:
+        own = [x for x in coco["annotations"] if x["image_id"] == image["id"]]
+        shapes = [
+            *(shape("person", *ends(x), group=x["id"], kind="rectangle") for x in own),
+            *(
+                shape(name, xy, group=x["id"], flags={"hidden": v == 1})
+                for x in own
+                for name, xy, v in labelled(x)
+            ),
+        ]
+        sizes = {f"image{k.capitalize()}": image[k] for k in ("width", "height")}
+        save_labelme(folder, image=image["file_name"], shapes=shapes, **sizes)
+    return folder
+
+
+def as_label_studio(folder: Path, coco: Json) -> Path:
+    tasks = []
+    for image in coco["images"]:
+        width, height = image["width"], image["height"]
+        size = {"original_width": width, "original_height": height}
+        result = []
+        for x in coco["annotations"]:
+            if x["image_id"] != image["id"]:
+                continue
+            own_id, (left, top, w, h) = f"r{x['id']}", x["bbox"]
+            sides = {"width": 100 * w / width, "height": 100 * h / height}
+            place = (100 * left / width, 100 * top / height)
+            result.append(region("rectanglelabels", "person", *place, own_id, **sides, **size))
+            for name, (a, b), v in labelled(x):
+                where, k = (100 * a / width, 100 * b / height), f"{own_id}{name}"
+                result.append(point(name, *where, own_id=k, parentID=own_id, **size))
+                if v == 1:
+                    result.append({"id": k, "type": "choices", "value": {"choices": ["hidden"]}})
+        data = {"image": image["file_name"]}
+        tasks.append({"id": image["id"], "data": data, "annotations": [{"result": result}]})
+    path = folder / "tasks.json"
+    path.write_text(json.dumps(tasks))
+    return path
+
+
+def as_cvat(folder: Path, coco: Json) -> Path:
+    text = ""
+    for image in coco["images"]:
+        shapes = ""
+        for x in coco["annotations"]:
+            if x["image_id"] == image["id"]:
+                more = f'group_id="{x["id"]}"'
+                (x0, y0), (x1, y1) = ends(x)
+                shapes += cvat_box("box", x0, y0, x1, y1, more=more)
+                parts = (
+                    f'<points label="{name}" occluded="{2 - v}" points="{a},{b}"/>'
+                    for name, (a, b), v in labelled(x)
+                )
+                shapes += f'<skeleton label="person" {more}>{"".join(parts)}</skeleton>'
+        keys = " ".join(f'{k}="{image[k]}"' for k in ("width", "height"))
+        text += f'<image name="{image["file_name"]}" {keys}>{shapes}</image>'
+    path = folder / "annotations.xml"
+    path.write_text(f"<annotations>{text}</annotations>")
+    return path
+
+
+def ends(annotation: Json) -> tuple[tuple[float, float], tuple[float, float]]:
+    x, y, width, height = annotation["bbox"]
+    return (x, y), (x + width, y + height)
+
+
+def labelled(annotation: Json) -> list[tuple[str, tuple[float, float], int]]:
+    numbers = annotation["keypoints"]
+    rows = zip(NAMES, numbers[::3], numbers[1::3], numbers[2::3], strict=True)
+    return [(name, (x, y), v) for name, x, y, v in rows if v]
+
+
+TOOLS = {
+    "labelme": (as_labelme, read_labelme),
+    "label-studio": (as_label_studio, read_label_studio),
+    "cvat": (as_cvat, read_cvat),
+}
+
+
+def drawn_people(drawn: Sequence[Any]) -> Json:
+    return people(
+        *(
+            person(id=n, image_id=image, keypoints=[z for x in rows for z in x], bbox=[*box])
+            | {"area": 0.53 * box[2] * box[3], "num_keypoints": sum(v > 0 for _, _, v in rows)}
+            for n, (image, rows, box) in enumerate(sorted(drawn, key=lambda x: x[0]), start=1)
+        )
+    )
+
+
+def assert_same_poses(is_now: Json, was: Json) -> None:
+    assert is_now["images"] == was["images"]
+    assert is_now["categories"][0]["keypoints"] == NAMES
+    for new, old in zip(is_now["annotations"], was["annotations"], strict=True):
+        for key in ("keypoints", "bbox", "area"):
+            assert new[key] == pytest.approx(old[key], abs=2e-3)
+        for key in ("id", "image_id", "category_id", "num_keypoints", "iscrowd"):
+            assert new[key] == old[key]
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+@given(drawn=st.lists(PERSON, min_size=1, max_size=4))
+def test_a_tool_and_back(
+    tmp_path_factory: pytest.TempPathFactory, tool: str, drawn: list[Any]
+) -> None:
+    folder = tmp_path_factory.mktemp(tool)
+    save_images(folder)
+    coco = drawn_people(drawn)
+    make, load = TOOLS[tool]
+    assert_same_poses(load(make(folder, coco), images=folder, keypoints=NAMES).coco, coco)
+
+
+def leaves(value: Any) -> list[tuple[Any, Any]]:
+    """Places in nested lists and objects."""
+    keys = value if isinstance(value, dict) else range(len(value) if isinstance(value, list) else 0)
+    return [x for k in keys for x in ((value, k), *leaves(value[k]))]
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+@given(data=st.data())
+def test_odd_files_are_read_or_refused_in_a_line(
+    tmp_path_factory: pytest.TempPathFactory, tool: str, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp(tool)
+    make, load = TOOLS[tool]
+    path = make(folder, people(person(bbox=[8, 10, 16, 20]), person(id=2, image_id=2)))
+    file = path / "a.json" if path.is_dir() else path
+    if file.suffix == ".json":
+        content = json.loads(file.read_text())
+        where, key = data.draw(st.sampled_from(leaves(content)))
+        where[key] = data.draw(ODD)
+        file.write_text(json.dumps(content))
+    else:
+        text = file.read_text()
+        start = data.draw(st.integers(0, len(text)))
+        other = data.draw(st.sampled_from(["", "<", "9", "nan", "\0", "-"]))
+        file.write_text(text[:start] + other + text[start + data.draw(st.integers(0, 5)) :])
+    try:
+        load(path)
+    except ValueError as error:
+        said = str(error)
+    else:
+        return
+    assert str(path) in said
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("tool", [*TOOLS, "coco", "yolo"])
+def test_the_program_writes_and_counts(
+    tmp_path: Path, tool: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = save_images(tmp_path / "train" / "images")
+    coco = people(person(bbox=[8, 10, 16, 20]), person(id=2, image_id=2, area=...))
+    if tool in TOOLS:
+        path = TOOLS[tool][0](images, coco)
+    elif tool == "yolo":
+        path = save_yolo(tmp_path / "yolo", [LINE])
+        images = tmp_path / "yolo" / "train" / "images"
+    else:
+        path = tmp_path / "in.json"
+        path.write_text(json.dumps(coco))
+    output = tmp_path / "new" / "out.json"
+    words = ["convert", tool, "--input", str(path), "--output", str(output)]
+    assert cli.main([*words, "--images", str(images), "--keypoints", *NAMES]) == 0
+    said = capsys.readouterr().out
+    assert f"{output}: 2 images, " in said
+    assert "3 keypoints: nose, left_eye, right_eye" in said
+    assert " areas made, 0.53 of the box" in said
+    assert cli.main(["validate", "--input", str(output), "--images", str(images)]) == 0
+    assert [x.name for x in output.parent.iterdir()] == ["out.json"]
+    there = [str(tmp_path / "back"), "--images", str(images)]
+    assert cli.main(["convert", "to-yolo", "--input", str(output), "--output", *there]) == 0
+    assert (tmp_path / "back" / "labels" / "a.txt").read_text().startswith("0 ")
+
+
+@pytest.mark.parametrize("tool", [*TOOLS, "coco", "yolo", "to-yolo"])
+def test_bad_input_is_one_line_status_2_and_no_file(
+    tmp_path: Path, tool: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("empty", "nowhere"):
+        path = tmp_path / name
+        if name == "empty":
+            path.write_text("")
+        output = tmp_path / "new" / "out.json"
+        words = ["convert", tool, "--input", str(path), "--output", str(output)]
+        assert cli.main([*words, "--images", str(tmp_path)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert name in line or str(tmp_path) in line
+        assert not output.parent.exists()
+
+
+def test_what_was_converted_is_trained_on(
+    tmp_path: Path, tiny_cfg: Callable[..., CfgNode], request: pytest.FixtureRequest
+) -> None:
+    folder = save_images(tmp_path / "labels")
+    as_labelme(folder, people(person(bbox=[8, 10, 16, 20]), person(id=2, image_id=2)))
+    path = tmp_path / "out.json"
+    write_json(path, read_labelme(folder, keypoints=NAMES).coco)
+    name = "converted"
+    register_coco_keypoints(name, path, folder)
+    request.addfinalizer(lambda: (DatasetCatalog.remove(name), MetadataCatalog.remove(name)))
+    sets = ["DATASETS.TRAIN", (name,), "DATASETS.TEST", (name,), "TEST.EVAL_PERIOD", 0]
+    cfg = tiny_cfg([*sets, "MODEL.INSPOSE.NUM_KEYPOINTS", 3, "SOLVER.MAX_ITER", 1])
+    trainer = Trainer(cfg)
+    trainer.train()
+    assert 0 <= Trainer.test(cfg, trainer.model)["keypoints"]["AP"] <= 100
