@@ -31,6 +31,10 @@ WRONG = [
     (["convert", "opera", "no.pth", "out.pth"], "no.pth"),
     (["convert", "crowdpose", "--input", "no"], "no has no crowdpose_"),
     (
+        ["convert", "coco", "--input", "list.json", "--output", "o"],
+        "list.json: images: must be a list of objects",
+    ),
+    (
         [
             "convert",
             "select-keypoints",

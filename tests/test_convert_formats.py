@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -330,10 +331,10 @@ ODD = st.one_of(
 def test_odd_values_are_mended_or_named(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    coco = people(person(), person(id=2))
+    coco = deepcopy(people(person(), person(id=2)))
     for _ in range(3):
-        entry = data.draw(st.sampled_from([x for key in coco.values() for x in key]))
-        entry[data.draw(st.sampled_from(sorted(entry)))] = data.draw(ODD)
+        where, key = data.draw(st.sampled_from(leaves(coco)))
+        where[key] = deepcopy(data.draw(ODD))
     folder = tmp_path_factory.getbasetemp()
     output = folder / "odd.json"
     output.unlink(missing_ok=True)

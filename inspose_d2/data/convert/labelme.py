@@ -24,7 +24,7 @@ from .common import (
     read_corners,
 )
 
-OUTLINES = {"rectangle", "polygon"}
+OUTLINES = ("rectangle", "polygon")
 
 
 def read_labelme(
