@@ -45,7 +45,7 @@ WRONG = [
             "--keypoints",
             "a",
         ],
-        "list.json: no file of COCO keypoints",
+        "list.json: file: must be an object",
     ),
     (["submit", "--input", "no.json", "--image-info", "no.json", "--name", "x"], "no.json"),
 ]
