@@ -196,6 +196,16 @@ def test_fractions_of_the_image_become_pixels(tmp_path: Path, images: Path) -> N
     is_sound(tmp_path, images, done)
 
 
+def test_corners_become_boxes_where_nearly_all_are_such(tmp_path: Path, images: Path) -> None:
+    corners = [person(id=n, bbox=[8, 10, 60, 46], area=900) for n in (1, 2)]  # 64 x 48 pixels
+    done = read(tmp_path, people(*corners), images=images)
+    assert [x["bbox"] for x in done.coco["annotations"]] == [[8, 10, 52, 36]] * 2
+    assert done.changes == {"boxes that were corners [x0, y0, x1, y1]": 2}
+    is_sound(tmp_path, images, done)
+    done = read(tmp_path, people(*corners, *(person(id=n) for n in range(3, 30))))
+    assert first(done)["bbox"] == [8, 10, 60, 46]
+
+
 def test_one_person_in_the_first_pixel_is_no_file_of_fractions(tmp_path: Path) -> None:
     corner = person(id=2, keypoints=[1, 1, 2, 0, 0, 0, 0, 0, 0], bbox=[0, 0, 5, 5], area=20)
     others = [person(id=n) for n in range(3, 14)]

@@ -273,7 +273,7 @@ def _format(commands: Any, name: str, says: str, what: str) -> Parser:
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="of the images")
     parser.add_argument("--category", metavar="NAME", help="the one to keep, of several")
     parser.add_argument(
-        "--keypoints", nargs="+", metavar="NAME", help="in order, where the input does not say it"
+        "--keypoints", nargs="+", metavar="NAME", help="in order, where the input has none"
     )
     return parser
 

@@ -34,8 +34,8 @@ def read_coco(
     """Repair a file in COCO's form: https://cocodataset.org/#format-data.
 
     Several categories, missing boxes, areas, counts and flags, null and NaN, numbers written as
-    text, fractions of the image, keypoints without v or as lists of lists, and ids that are no
-    numbers or come twice are no hindrance.
+    text, fractions of the image, boxes as corners, keypoints without v or as lists of lists, and
+    ids that are no numbers or come twice are no hindrance.
 
     Args:
         json_file: the file.
@@ -62,6 +62,7 @@ def read_coco(
         persons.append({**person, "image_id": new_id.get(_id(entry.get("image_id")))})
     _renumber(persons, changes)
     _scale_fractions(persons, placed, changes)
+    _mend_corners(persons, placed, changes)
     made = {k: v for k, v in chosen.items() if k not in ("id", "skeleton") and v is not None}
     made |= {"keypoints": names, "skeleton": _skeleton(chosen, len(names), changes)}
     done = make_coco(placed, persons, made, json_file, images, changes)
@@ -173,11 +174,8 @@ def _read_images(
     """Images, with their sizes where these are known, and what ids become."""
     by_id: dict[Hashable, dict[str, Any]] = {}
     for index, entry in enumerate(entries):
-        place, own_id, name = (
-            f"{source}: images[{index}]",
-            _id(entry.get("id")),
-            entry.get("file_name"),
-        )
+        place = f"{source}: images[{index}]"
+        own_id, name = _id(entry.get("id")), entry.get("file_name")
         if own_id is None:
             raise AnnotationError(f"{place}, id: is missing; annotations name their image by it")
         if not isinstance(name, str) or not name.strip("./\\ ") or "\0" in name:
@@ -320,6 +318,36 @@ def _scale_fractions(persons: Entries, images: Entries, changes: Changes) -> Non
             ]
             person.pop("area", None)
         changes["boxes that were fractions of the image"] += len(tiny)
+
+
+def _mend_corners(persons: Entries, images: Entries, changes: Changes) -> None:
+    """Make boxes [x0, y0, x1, y1] COCO's, where as such nearly all fit, and as COCO's few do."""
+    sizes = {x["id"]: (x["width"], x["height"]) for x in images}
+    with_both = [
+        x for x in persons if x["image_id"] in sizes and "bbox" in x and any(x["keypoints"][2::3])
+    ]
+    fit = sum(_fits(x["bbox"], x["keypoints"], sizes[x["image_id"]]) for x in with_both)
+    fit_as_corners = sum(
+        _fits(_from_corners(x["bbox"]), x["keypoints"], sizes[x["image_id"]]) for x in with_both
+    )
+    if fit < len(with_both) / 2 and fit_as_corners > 0.9 * len(with_both):
+        for person in (x for x in persons if "bbox" in x):
+            person["bbox"] = _from_corners(person["bbox"])
+            changes["boxes that were corners [x0, y0, x1, y1]"] += 1
+
+
+def _from_corners(box: Sequence[float]) -> list[float]:
+    x0, y0, x1, y1 = box
+    return [x0, y0, x1 - x0, y1 - y0]
+
+
+def _fits(box: Sequence[float], keypoints: Sequence[float], size: tuple[int, int]) -> bool:
+    """Whether a box lies in the image and has the labelled keypoints in it, but for 2 pixels."""
+    places = _places(keypoints)
+    for z0, side, length, own in zip(box, box[2:], size, (places[::2], places[1::2]), strict=False):
+        if not (-2 <= z0 <= min(own) + 2 and max(own) - 2 <= z0 + side <= length + 2):
+            return False
+    return True
 
 
 def _places(keypoints: Sequence[float]) -> list[float]:
