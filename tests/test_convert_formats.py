@@ -393,9 +393,9 @@ def test_a_line_of_yolo_is_a_person(tmp_path: Path) -> None:
     is_sound(tmp_path, done.folder, done)
 
 
-def test_points_of_yolo_without_v_are_labelled_unless_at_0_0(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [{0: NAMES}, NAMES, [NAMES]])
+def test_points_of_yolo_without_v_are_labelled_unless_at_0_0(tmp_path: Path, names: Any) -> None:
     line = f"0 0.25 {20 / 48} 0.25 {20 / 48} 0.25 0.25 0.375 0.75 0 0"
-    names = {0: NAMES}
     done = read_yolo(save_yolo(tmp_path, [line], kpt_shape=[3, 2], kpt_names=names))
     assert first(done)["keypoints"] == [16, 12, 2, 24, 36, 2, 0, 0, 0]
     assert done.changes["keypoints without v: 0 at (0, 0), else 2"] == 3

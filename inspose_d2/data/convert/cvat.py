@@ -1,4 +1,4 @@
-"""CVAT's XML 1.1 for images to COCO: https://docs.cvat.ai/docs/manual/advanced/formats/format-cvat.
+"""CVAT's XML 1.1 for images to COCO: https://docs.cvat.ai/docs/other/xml_format.
 
 A person is a skeleton; or points that each are labelled with a keypoint; or one of several points
 in order. Boxes and polygons are of the person with their ``group_id``, of single points also those

@@ -188,6 +188,8 @@ def _config_names(config: dict[str, Any], number: int, source: Path) -> list[str
     names = config.get("kpt_names")
     if isinstance(names, dict):
         names = names.get(number, names.get(str(number)))
+    elif isinstance(names, list) and all(isinstance(x, list) for x in names):
+        names = dict(enumerate(names)).get(number)
     if names is not None and not isinstance(names, list):
         raise AnnotationError(f"{source}: kpt_names: must be lists of names, got {names!r:.80}")
     return names and list(map(str, names))
