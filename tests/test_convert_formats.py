@@ -876,7 +876,7 @@ def test_several_points_of_cvat_are_a_person_in_order(tmp_path: Path) -> None:
     done = read_cvat(path, keypoints=["tail", "nose"])
     assert poses(done) == [[6, 26, 2, 7, 8, 2]]
     assert done.coco["categories"][0] | {"skeleton": []} == {
-        **{"id": 1, "name": "horse", "supercategory": "person"},
+        **{"id": 1, "name": "horse"},
         **{"keypoints": ["tail", "nose"], "skeleton": []},
     }
 
@@ -1111,6 +1111,13 @@ def test_bad_input_is_one_line_status_2_and_no_file(
         (line,) = capsys.readouterr().err.splitlines()
         assert name in line or str(tmp_path) in line
         assert not output.parent.exists()
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "out.json").mkdir()
+    with pytest.raises(OSError, match=r"out\.json"):
+        write_json(tmp_path / "out.json", people())
+    assert [x.name for x in tmp_path.iterdir()] == ["out.json"]
 
 
 def test_what_was_converted_is_trained_on(

@@ -2,8 +2,7 @@
 
 import argparse
 import json
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 from ..checkpoint.opera import CONFIG, convert_opera_checkpoint
 from ..data.annotations import find_problems
@@ -17,11 +16,19 @@ from ..data.convert.yolo import read_yolo, write_yolo
 from ..data.crowdpose import prepare_folder
 from ..data.select_keypoints import select_keypoints
 
+READERS: dict[str, Callable[..., Converted]] = {
+    "coco": read_coco,
+    "yolo": read_yolo,
+    "labelme": read_labelme,
+    "label-studio": read_label_studio,
+    "cvat": read_cvat,
+}
+
 
 def run(args: argparse.Namespace) -> int:
     """Convert what the second word names."""
     if args.what in READERS:
-        return _write(args.output, READERS[args.what](args))
+        return _read(args)
     return {
         "opera": _opera,
         "select-keypoints": _select,
@@ -68,48 +75,16 @@ def _to_yolo(args: argparse.Namespace) -> int:
     return 0
 
 
-def _coco(args: argparse.Namespace) -> Converted:
-    return read_coco(args.input, **_common(args))
-
-
-def _common(args: argparse.Namespace) -> dict[str, Any]:
-    """Options of all formats."""
-    return {"images": args.images, "keypoints": args.keypoints, "category": args.category}
-
-
-def _yolo(args: argparse.Namespace) -> Converted:
-    return read_yolo(args.input, split=args.split, **_common(args))
-
-
-def _labelme(args: argparse.Namespace) -> Converted:
-    return read_labelme(args.input, **_common(args))
-
-
-def _label_studio(args: argparse.Namespace) -> Converted:
-    return read_label_studio(args.input, **_common(args))
-
-
-def _cvat(args: argparse.Namespace) -> Converted:
-    return read_cvat(args.input, **_common(args))
-
-
-READERS = {
-    "coco": _coco,
-    "yolo": _yolo,
-    "labelme": _labelme,
-    "label-studio": _label_studio,
-    "cvat": _cvat,
-}
-
-
-def _write(output: Path, done: Converted) -> int:
-    """Write a file and say what it is and what was changed."""
-    write_json(output, done.coco)
+def _read(args: argparse.Namespace) -> int:
+    """Write what a tool's file becomes, and say what was changed."""
+    names = {"images", "keypoints", "category", "split"} & vars(args).keys()
+    done = READERS[args.what](args.input, **{name: getattr(args, name) for name in names})
+    write_json(args.output, done.coco)
     (category,) = done.coco["categories"]
-    names = category["keypoints"]
+    keypoints = category["keypoints"]
     print(
-        f"{output}: {len(done.coco['images'])} images, {len(done.coco['annotations'])} of "
-        f"{category['name']!r}, {len(names)} keypoints: {', '.join(names)}"
+        f"{args.output}: {len(done.coco['images'])} images, {len(done.coco['annotations'])} of "
+        f"{category['name']!r}, {len(keypoints)} keypoints: {', '.join(keypoints)}"
     )
     if done.folder is not None:
         print(f"file names are relative to {done.folder}")

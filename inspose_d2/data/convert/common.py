@@ -369,8 +369,8 @@ def make_coco(
         done = complete(person, changes)
         if done is not None:
             annotations.append({"id": len(annotations) + 1, **done, "category_id": 1})
-    whole = {"supercategory": PERSON, **category, "id": 1}
-    coco = {"images": list(images), "annotations": annotations, "categories": [whole]}
+    categories = [{**category, "id": 1}]
+    coco = {"images": list(images), "annotations": annotations, "categories": categories}
     for evaluation in (False, True):
         for problem in find_problems(coco, evaluation=evaluation):
             raise AnnotationError(f"{source}: {problem}")
@@ -461,5 +461,8 @@ def write_json(path: Path, coco: dict[str, Any]) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(json.dumps(coco), encoding="utf-8")
-    os.replace(unfinished, path)
+    try:
+        unfinished.write_text(json.dumps(coco), encoding="utf-8")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
