@@ -289,7 +289,7 @@ def test_no_valid_checkpoint_lists_each_and_train_net_exits_with_3(
     for words in ("model_0000001.pth: ", "model_0000002.pth: ", "start anew"):
         assert words in str(error.value)
 
-    cfg = CfgNode({"OUTPUT_DIR": str(tmp_path), "MODEL": {"WEIGHTS": ""}})
+    cfg = CfgNode({"OUTPUT_DIR": str(tmp_path), "MODEL": {"WEIGHTS": ""}, "DATASETS": {"TEST": ()}})
     monkeypatch.setattr(train_net, "setup", lambda _: cfg)
     monkeypatch.setattr(train_net.Trainer, "build_model", lambda _: Small())
     with pytest.raises(SystemExit) as stop:

@@ -1,7 +1,6 @@
 """Batch, rate and steps on any number of workers; runs that are interrupted, fail and resume."""
 
 import contextlib
-import json
 import logging
 import math
 import signal
@@ -18,6 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from inspose_d2 import InsPose, add_inspose_config, list_configs
+from inspose_d2.data import coco_file
 from inspose_d2.data.images import ImageError
 from inspose_d2.engine.signals import Interrupted
 from inspose_d2.engine.train_loop import DEAD_STEPS, DeadKPNetsError, DivergedError
@@ -443,13 +443,13 @@ def test_annotations_of_training_are_parsed_once(
     cfg = short_cfg("x")
     (name,) = cfg.DATASETS.TRAIN
     expected = DatasetCatalog.get(name)
-    parsed, load = [], json.load
+    parsed, load = [], coco_file.load_annotations
 
-    def counted(file: Any) -> Any:
-        parsed.append(Path(file.name).name)
-        return load(file)
+    def counted(path: str) -> Any:
+        parsed.append(Path(path).name)
+        return load(path)
 
-    monkeypatch.setattr(json, "load", counted)
+    monkeypatch.setattr(coco_file, "load_annotations", counted)
     loader = Trainer.build_train_loader(cfg)
     assert parsed == ["person_keypoints_val.json"]
     assert_same(list(loader.dataset.dataset), expected)

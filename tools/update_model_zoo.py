@@ -48,7 +48,7 @@ def fill(zoo: str, measure: Callable[[Path], tuple[float, float]]) -> tuple[str,
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if "GMACs" in cells:
             header = cells
-        name = re.match(r"\| \[?(InsPose_\w+)", line)
+        name = re.match(r"\| \[?(InsPose\w*_\w+)", line)
         if name and name[1] not in configs:
             missing.append(name[1])
         elif name:

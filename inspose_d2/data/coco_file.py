@@ -10,10 +10,11 @@ import logging
 import os
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 from unittest.mock import patch
 
+import pycocotools.coco
 from detectron2.data.datasets import load_coco_json
 from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
@@ -184,6 +185,10 @@ def _num_labelled(annotation: dict[str, Any]) -> int:
     return sum(v > 0 for v in annotation.get("keypoints", ())[2::3])
 
 
+class _InMemory(COCO):
+    """What COCO is in a block of :func:`in_memory`."""
+
+
 @contextmanager
 def in_memory(loaded: dict[str, dict[str, Any]], *, evaluation: bool = False) -> Iterator[None]:
     """Let Detectron2, in the ``with`` block, take annotations as :func:`plain` makes them.
@@ -197,7 +202,7 @@ def in_memory(loaded: dict[str, dict[str, Any]], *, evaluation: bool = False) ->
     """
     by_path = {PathManager.get_local_path(file): coco for file, coco in loaded.items()}
 
-    class Loaded(COCO):
+    class Loaded(_InMemory):
         def __init__(self, annotation_file: str | None = None) -> None:
             super().__init__()
             if annotation_file is not None:
@@ -219,8 +224,10 @@ def in_memory(loaded: dict[str, dict[str, Any]], *, evaluation: bool = False) ->
 def load_keypoints(json_file: str, image_root: str, name: str | None) -> list[dict[str, Any]]:
     """Load a file as Detectron2's ``load_coco_json`` does, made :func:`plain` before.
 
-    For ``DatasetCatalog``.
+    For ``DatasetCatalog``. In a block of :func:`in_memory`, that one's annotations are taken.
     """
-    with in_memory({}, evaluation=True):  # persons without labels are images of evaluation too
+    outside = not issubclass(pycocotools.coco.COCO, _InMemory)
+    # Persons without labels are images of evaluation too.
+    with in_memory({}, evaluation=True) if outside else nullcontext():
         dicts: list[dict[str, Any]] = load_coco_json(json_file, image_root, name)
     return dicts
