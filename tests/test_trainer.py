@@ -161,16 +161,18 @@ def state(cfg: CfgNode, name: str = "model_final") -> dict[str, Any]:
     return torch.load(Path(cfg.OUTPUT_DIR) / f"{name}.pth", weights_only=True)
 
 
-def assert_same(a: Any, b: Any, path: str = "") -> None:
-    """Bit by bit, through dicts and lists."""
+def assert_same(a: Any, b: Any, path: str = "", **tolerances: float) -> None:
+    """Bit by bit or within the tolerances, through dicts and lists."""
     if isinstance(a, dict):
         assert a.keys() == b.keys(), path
         for key in a:
-            assert_same(a[key], b[key], f"{path}/{key}")
+            assert_same(a[key], b[key], f"{path}/{key}", **tolerances)
     elif isinstance(a, list | tuple):
         assert len(a) == len(b), path
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{path}/{i}")
+            assert_same(x, y, f"{path}/{i}", **tolerances)
+    elif isinstance(a, torch.Tensor) and tolerances:
+        torch.testing.assert_close(a, b, **tolerances, equal_nan=True, msg=lambda x: f"{path}: {x}")
     elif isinstance(a, torch.Tensor):
         assert torch.equal(a, b), path
     else:
@@ -244,7 +246,10 @@ def test_interrupted_and_resumed_run_equals_the_uninterrupted_one(
     torch.manual_seed(99)  # the state of the random numbers is not needed
     parts.SEED = 5  # the seed comes from the checkpoint
     run(parts, resume=True)
-    assert_same(state(parts), state(whole))
+    # The deformable convolutions of the authors' model are not the same to the last bit in every
+    # run on every CPU.
+    tolerances = {"rtol": 0.01, "atol": 1e-3} if settings is OFFICIAL else {}
+    assert_same(state(parts), state(whole), **tolerances)
 
 
 def run_or_stop(cfg: CfgNode, steps: int | None, resume: bool) -> None:
@@ -307,7 +312,9 @@ def test_mixed_precision_keeps_float32_where_it_must(
     settings |= {"MODEL.INSPOSE.CLS_LOSS": "varifocal", "SOLVER.MAX_ITER": 2}
     name = str(precision).removeprefix("torch.")
     cfg = short_cfg("half", **settings, **AMP, **{"SOLVER.AMP.PRECISION": name})
-    trainer = run(cfg)
+    # oneDNN's bfloat16 convolutions give gradients that are not finite on some CPUs.
+    with torch.backends.mkldnn.flags(enabled=precision is not torch.bfloat16):
+        trainer = run(cfg)
     assert set(seen["features"]) == {precision}
     assert set(seen["maps"]) == set(seen["losses"]) == {torch.float32}
     assert len(seen["losses"]) == 2 * 6
