@@ -204,7 +204,8 @@ def test_eight_photographs_are_learned_by_heart(tmp_path: Path, eight_photograph
 def test_reduced_model_of_the_authors_learns_eight_photographs(
     tmp_path: Path, eight_photographs: str
 ) -> None:
-    # Measured: 43 AP, AP50 92 with this seed; 37 and 91 with another and a rate of 0.006.
+    # After 160 steps: 43 AP, AP50 92 with this seed; 37 and 91 with another and a rate of 0.006;
+    # less on another CPU.
     run(
         "quick/coco_by_heart.yaml",
         tmp_path / "official",
@@ -228,7 +229,7 @@ def test_reduced_model_of_the_authors_learns_eight_photographs(
             "DATALOADER.NUM_WORKERS": 0,
             "SOLVER.BASE_LR": 0.004,
             "SOLVER.WARMUP_ITERS": 20,
-            "SOLVER.MAX_ITER": 160,
+            "SOLVER.MAX_ITER": 260,
             "TEST.EVAL_PERIOD": 0,
             "SEED": 0,
         },
