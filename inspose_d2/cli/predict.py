@@ -27,6 +27,7 @@ from ..engine.predictor import InsPosePredictor
 from ..model_zoo import Checkpoint, find_weights, list_checkpoints
 from ..modeling.keypoint_maps import keypoint_maps_of
 from ..visualization.poses import draw_keypoint_maps, draw_poses
+from .rule import DONE, NOTHING, SOME_LEFT_OUT
 
 # The model of commands that name none.
 # In the package, so that the first command finds the people in a photograph.
@@ -36,7 +37,6 @@ DEFAULT_WEIGHTS = "people_lite0"
 WRITTEN = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}  # a picture of another becomes name.gif.png
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 WEBCAM = "webcam"
-DONE, NOTHING, SOME_LEFT_OUT = 0, 1, 3
 
 T = TypeVar("T")
 
@@ -145,8 +145,8 @@ def find_images(inputs: Sequence[str], output: Path) -> tuple[list[Path], Path]:
             roots.append(path)
         else:
             # A file whose name has brackets is no pattern.
-            matches = [text] if path.is_file() else sorted(glob.glob(text, recursive=True))
-            images = [Path(x).absolute() for x in matches if Path(x).is_file()]
+            matches = [text] if path.exists() else sorted(glob.glob(text, recursive=True))
+            images = [Path(x).absolute() for x in matches if Path(x).exists()]
             roots += [x.parent for x in images]
         if not images:
             raise ValueError(f"--input {text}: no such file, or a folder or pattern without images")

@@ -7,7 +7,6 @@ import html
 import ipaddress
 import os
 import secrets
-import signal
 import sys
 import tempfile
 import time
@@ -273,34 +272,33 @@ def serve(blocks: gr.Blocks, host: str, port: int) -> None:
     # Fonts of the system, and explanations that are dark enough to read.
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     theme.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")
-    blocks.launch(
-        server_name=host,
-        server_port=port or None,  # gradio takes a free one
-        share=False,
-        ssr_mode=False,
-        pwa=False,
-        run_history=False,
-        footer_links=[],
-        show_error=False,  # what is no gr.Error goes to the log alone
-        max_file_size=MAX_FILE_SIZE,
-        state_session_capacity=MAX_SESSIONS,
-        theme=theme,
-        quiet=True,
-        prevent_thread_lock=True,
-    )
+    try:
+        blocks.launch(
+            server_name=host,
+            server_port=port or None,  # gradio takes a free one
+            share=False,
+            ssr_mode=False,
+            pwa=False,
+            run_history=False,
+            footer_links=[],
+            show_error=False,  # what is no gr.Error goes to the log alone
+            max_file_size=MAX_FILE_SIZE,
+            state_session_capacity=MAX_SESSIONS,
+            theme=theme,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        raise OSError(
+            f"cannot listen at --host {host} --port {port}: is the port taken, or the host another "
+            "machine's? --port 0 takes any that is free"
+        ) from error
     print(f"http://{host}:{blocks.server_port} (Ctrl-C ends it)", flush=True)
     blocks.block_thread()
 
 
-def leave(*_: object) -> None:
-    """Leave on SIGTERM as on Ctrl-C, or the pictures would stay; a second one must not disturb."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt
-
-
 def run(args: argparse.Namespace) -> int:
     """Serve the page."""
-    signal.signal(signal.SIGTERM, leave)
     with tempfile.TemporaryDirectory(prefix="inspose_web_", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         with contextlib.suppress(KeyboardInterrupt):
