@@ -23,9 +23,11 @@ Coordinates are COCO's: pixels, the first one's centre is (0, 0). A keypoint's s
 probability. image_id is the number that is the file's name where all files have such names and no
 two the same, as COCO's do, else the place among the inputs, from 0; in a video that of the frame.
 
-A file that cannot be read is left out and listed at the end with the reason. Exit status: 0 all
-done, 1 nothing done, 2 could not begin, 3 some files left out, 130 interrupted by Ctrl-C, which
-leaves whole files of all that was done. A webcam is ended by Ctrl-C or, in its window, q: 0.
+Folders are searched to the bottom, through links too. A file that cannot be read is left out and
+listed at the end with the reason; so is a video in a folder, or one that ends before its time. Exit
+status: 0 all done, 1 nothing done, 2 could not begin, 3 something left out, 130 interrupted by
+Ctrl-C, 143 by SIGTERM, which leave whole files of all that was done. A webcam is ended by Ctrl-C
+or, in its window, q: 0.
 
     inspose predict --input photo.jpg --output out
     inspose predict --input photos 'more/*.png' --output out --kp-net-view
