@@ -10,7 +10,7 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,10 +22,32 @@ from ..data.images import ImageError, read_image
 from ..data.synthetic import make_image
 from .predict import Demo, ResultsFile, make_config, threshold_of, write_picture
 
+
+@contextlib.contextmanager
+def without_proxies() -> Iterator[None]:
+    """Let no request of this process go through a proxy.
+
+    gradio asks its own page whether it is there, and nothing else of anybody; it reads the
+    variables of proxies, and may stumble over them, when it is imported too.
+    """
+    names = ("no_proxy", "NO_PROXY")
+    former = {name: os.environ.get(name) for name in names}
+    os.environ |= dict.fromkeys(names, "*")
+    try:
+        yield
+    finally:
+        for name, value in former.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
 try:
-    import gradio as gr
+    with without_proxies():
+        import gradio as gr
 except ImportError as error:
-    raise OSError("gradio is not installed: pip install 'inspose_d2[web]'") from error
+    missing = f"gradio is not installed, or cannot be imported ({error})"
+    raise OSError(f"{missing}: pip install 'inspose_d2[web]'") from error
 
 POSES = -1  # the view of all poses; others are numbers of persons, from 0
 EXAMPLES = (14, 6, 10)  # numbers of synthetic pictures with people of several sizes
@@ -303,5 +325,6 @@ def run(args: argparse.Namespace) -> int:
         os.environ["GRADIO_TEMP_DIR"] = folder
         with contextlib.suppress(KeyboardInterrupt):
             demo = Demo(make_config(args), score_threshold=0.0, batch_size=1)
-            serve(build(Page(demo, Path(folder), threshold_of(args))), args.host, args.port)
+            with without_proxies():
+                serve(build(Page(demo, Path(folder), threshold_of(args))), args.host, args.port)
     return 0

@@ -37,6 +37,8 @@ def _problems(cfg: CfgNode, training: bool) -> Iterator[str]:
 
 def _output_problems(folder: Path) -> Iterator[str]:
     """What is wrong with the folder that a run writes into, which need not be there yet."""
+    if str(folder).startswith("~"):
+        yield f"OUTPUT_DIR is '{folder}', which is no home folder here: write the path in full"
     there = next((x for x in (folder, *folder.parents) if os.path.lexists(x)), Path())
     if not there.is_dir():
         yield f"OUTPUT_DIR is '{folder}', but {there} is no folder: choose another one"
