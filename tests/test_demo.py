@@ -476,8 +476,14 @@ def test_command_without_a_display(real_model: list[str], tmp_path: Path) -> Non
     assert "Traceback" not in error
 
 
+@pytest.mark.fault
 @pytest.mark.slow
-def test_interrupted_command_leaves_whole_files(real_model: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGINT, cli.INTERRUPTED), (signal.SIGTERM, cli.TERMINATED)]
+)
+def test_interrupted_command_leaves_whole_files(
+    signum: int, status: int, real_model: list[str], tmp_path: Path
+) -> None:
     for i in range(3000):
         picture(tmp_path / "in" / f"{i}.png")
     process = start(real_model, tmp_path)
@@ -485,9 +491,9 @@ def test_interrupted_command_leaves_whole_files(real_model: list[str], tmp_path:
     limit = time.monotonic() + 600
     while time.monotonic() < limit and (not poses.is_dir() or len(list(poses.iterdir())) < 5):
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signum)
     error = process.communicate(timeout=600)[1]
-    assert process.returncode == cli.INTERRUPTED, error
+    assert process.returncode == status, error
     assert "Traceback" not in error
     results(tmp_path / "out")
     pictures = list(poses.iterdir())

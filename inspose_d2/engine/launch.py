@@ -30,6 +30,8 @@ from .trainer import Trainer
 
 logger = logging.getLogger("detectron2")
 
+# Variables by which launchers other than torchrun say how many processes they have started.
+LAUNCHERS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 BAD_INPUT = (OSError, ValueError, CheckpointError)  # before a run begins; on its way, failures
 
 
@@ -128,6 +130,14 @@ def problems_of_launch(args: argparse.Namespace) -> Iterator[str]:
     num_gpus = torch.cuda.device_count()
     if 0 < num_gpus < args.num_gpus:
         yield f"--num-gpus is {args.num_gpus}, but this machine has {num_gpus} GPUs"
+    for variable in LAUNCHERS if args.num_machines == 1 else ():
+        number = os.environ.get(variable, "")
+        if number.isdecimal() and int(number) > 1:
+            yield (
+                f"{variable} is {number} in the environment: each of so many processes would train "
+                "alone, into one OUTPUT_DIR. Start them with torchrun, or a single one with "
+                f"--num-gpus; or unset {variable}"
+            )
     if args.num_gpus < 0 or args.num_machines < 1:
         yield f"--num-gpus is {args.num_gpus}, --num-machines {args.num_machines}: give 1 or more"
     if not 0 <= args.machine_rank < max(args.num_machines, 1):
@@ -145,8 +155,10 @@ def problems_of_launch(args: argparse.Namespace) -> Iterator[str]:
 
 def launch_workers(args: argparse.Namespace) -> None:
     """Run a worker per GPU; what ends them ends this program with the same exit status."""
+    received: list[int] = []
 
     def forward(signum: int, frame: object) -> None:  # noqa: ARG001
+        received.append(signum)
         for worker in multiprocessing.active_children():
             if worker.pid:
                 os.kill(worker.pid, signum)
@@ -169,6 +181,8 @@ def launch_workers(args: argparse.Namespace) -> None:
         )
     except torch.multiprocessing.ProcessExitedException as error:
         sys.exit(error.exit_code if error.exit_code >= 0 else 128 - error.exit_code)
+    if received:  # PyTorch makes the end of a worker by Ctrl-C one in order
+        sys.exit(128 + received[0])
 
 
 def run(args: argparse.Namespace) -> None:
