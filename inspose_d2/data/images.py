@@ -70,10 +70,10 @@ def read_image(path: str | os.PathLike[str], format: str, max_pixels: int) -> np
         raise ImageError(f"{path}: {error} Make the image smaller") from error
     except Exception as error:
         is_heic = data[4:8] == b"ftyp" and data[8:12] in HEIC
-        hint = ", unless pip install 'inspose_d2[heic]' lets it know HEIC" if is_heic else ""
+        hint = " HEIC is read after pip install 'inspose_d2[heic]'" if is_heic else ""
         raise ImageError(
-            f"{path}: no image that Pillow knows{hint}, or its beginning is damaged; does another "
-            "program open it?"
+            f"{path}: no image that Pillow knows, or its beginning is damaged; does another "
+            f"program open it?{hint}"
         ) from error
     with image:
         try:
