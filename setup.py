@@ -47,6 +47,7 @@ setup(
     extras_require={
         "eval": ["faster-coco-eval>=1.8"],  # the same figures sooner
         "export": ["onnx", "onnxruntime", "onnxscript"],
+        "heic": ["pi-heif"],  # photographs of iPhones
         "web": ["gradio>=6"],
         "dev": [
             "pytest",

@@ -2,10 +2,12 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +28,17 @@ WRONG = [
     (["train", "--config-file", "quick/custom", "--weights", "no.pth"], "weights 'no.pth' are no"),
     (["export", "--config-file", "quick/custom", "--output", "no/x.onnx"], "no such folder"),
     (["browse", "data", "--config-file", "no.yaml", "--output", "o"], "'no.yaml' is no file"),
+    (["eval", "--config-file", "quick/custom", "SEED", "1", "--resume"], "options go first"),
     (["validate", "--input", "no.json"], "no.json"),
+    (["export", "--config-file", "no", "--output", "x.pt2"], "'no' is no file"),
+    (["benchmark", "--device", "mps"], "MODEL.DEVICE is 'mps', which PyTorch cannot use"),
+    (["web", "--device", "meta"], "MODEL.DEVICE is 'meta', which PyTorch cannot use"),
+    (["train", "--config-file", "quick/custom", "--num-gpus", "-1"], "--num-gpus is -1"),
+    (["train", "--config-file", "quick/custom", "--machine-rank", "1"], "--machine-rank is 1"),
+    (
+        ["train", "--config-file", "quick/custom", "--dist-url", "tcp://here:99999"],
+        "--dist-url is tcp://here:99999",
+    ),
     (["benchmark", "--input", "no.jpg"], "no.jpg"),
     (["convert", "opera", "no.pth", "out.pth"], "no.pth"),
     (["convert", "crowdpose", "--input", "no"], "no has no crowdpose_"),
@@ -106,7 +118,6 @@ def test_bad_input_is_one_line_and_status_2(
     [
         (["predict", "--inp", "a", "--output", "o"], "the following arguments are required: --inp"),
         (["train", "--conf", "quick/custom"], "required: --config-file"),
-        (["eval", "--config-file", "quick/custom", "SEED", "1", "--resume"], "options go first"),
         (["predict", "--input", "a", "--output", "o", "--score-threshold", "40"], "in [0, 1]"),
         (["predict", "--input", "a", "--output", "o", "--score-threshold", "nan"], "in [0, 1]"),
         (["web", "--port", "70000"], "must be in 0 to 65535"),
@@ -120,6 +131,67 @@ def test_wrong_words_are_refused(
         cli.main(words)
     assert end.value.code == cli.USAGE
     assert said in capsys.readouterr().err
+
+
+def into(*words: str, environment: dict[str, str], **streams: Any) -> "subprocess.Popen[str]":
+    """Start the program with its streams led elsewhere."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "inspose_d2", *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+        **streams,
+    )
+
+
+@pytest.mark.fault
+def test_output_that_nobody_reads_is_dropped() -> None:
+    reader, writer = os.pipe()
+    process = into("models", environment={}, stdout=writer)
+    os.close(writer)
+    os.close(reader)
+    error = process.communicate()[1]
+    assert process.returncode == 0
+    assert "Traceback" not in error
+    assert "Broken" not in error
+
+
+@pytest.mark.fault
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_output_that_cannot_be_written_is_told() -> None:
+    with Path("/dev/full").open("w") as full:
+        process = into("models", environment={}, stdout=full)
+        error = process.communicate()[1]
+    assert process.returncode == cli.USAGE
+    assert error.splitlines()[-1].startswith("inspose models: the output cannot be written: No")
+
+
+@pytest.mark.fault
+def test_names_are_written_in_any_encoding(tmp_path: Path) -> None:
+    name = str(tmp_path / "фото.json")
+    ascii_only = {"PYTHONIOENCODING": "ascii"}
+    process = into("validate", "--input", name, environment=ascii_only, stdout=subprocess.PIPE)
+    error = process.communicate()[1]
+    assert process.returncode == cli.USAGE
+    assert "\\u0444\\u043e\\u0442\\u043e.json is not there" in error
+
+
+@pytest.mark.fault
+def test_sigterm_is_leaving_as_after_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
+    former = signal.getsignal(signal.SIGTERM)
+    cleaned = []
+
+    def work() -> int:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            cleaned.append(True)
+        return 0
+
+    assert cli.told("inspose predict", work) == cli.TERMINATED
+    assert cleaned
+    assert "inspose predict: interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is former
 
 
 def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,6 +99,7 @@ def test_packaged_configs_pass(name: str, training: bool) -> None:
         ("MODEL.PIXEL_STD", [0.0, 1.0, 1.0], "above 0"),
         ("MODEL.PIXEL_MEAN", [1.0], "same length"),
         ("MODEL.DEVICE", "gpu", "'cuda' or 'cpu'"),
+        ("INPUT.FORMAT", "L", "one of 'BGR', 'RGB'"),
         ("MODEL.META_ARCHITECTURE", "InPose", "Did you mean 'InsPose'?"),
         (
             "MODEL.BACKBONE.NAME",
@@ -169,6 +170,25 @@ def test_cuda_without_cuda_is_refused(
     )
     with pytest.raises(ConfigError, match=r"MODEL\.DEVICE"):
         build_model(cfg)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("device", ["mps", "meta", "xpu:3"])
+def test_device_that_is_not_there_is_refused(device: str, tiny_cfg: Callable[..., CfgNode]) -> None:
+    cfg = tiny_cfg(["MODEL.DEVICE", device])
+    assert f"MODEL.DEVICE is '{device}', which PyTorch cannot use: set it to 'cpu'" in message(cfg)
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("below", ["", "new/run"])
+def test_output_folder_that_is_a_file_is_refused(
+    below: str, tiny_cfg: Callable[..., CfgNode], tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    cfg = tiny_cfg(["OUTPUT_DIR", str(file / below)])
+    said = f"OUTPUT_DIR is '{file / below}', but {file} is no folder: choose another one"
+    assert message(cfg) == said
 
 
 @pytest.mark.fault

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from PIL import Image, features
 
 from inspose_d2 import cli
 from inspose_d2.cli import predict as demo
@@ -176,6 +178,109 @@ def test_names_that_become_the_same_stay_apart(tmp_path: Path) -> None:
     sources = [tmp_path / name for name in ("a.tif", "a.tif.png", "a.tif.png.png")]
     jobs = demo.make_jobs(sources, tmp_path, tmp_path / "out")
     assert len({job.picture for job in jobs}) == 3
+
+
+@pytest.mark.fault
+def test_images_of_all_kinds_are_done_or_listed(
+    tool: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    picture(photos / "a.JPG")
+    (photos / "b.jfif").write_bytes((photos / "a.JPG").read_bytes())
+    (photos / "no_suffix").write_bytes((photos / "a.JPG").read_bytes())
+    (photos / "README").write_text("no image")
+    if features.check("avif"):
+        Image.open(photos / "a.JPG").save(photos / "c.avif")
+    assert tool("--input", "photos", "--output", "out") == demo.DONE
+    done = {"a.JPG", "b.jfif.png", "no_suffix.png"}
+    done |= {"c.avif.png"} if features.check("avif") else set()
+    assert files_below(tmp_path / "out" / "poses") == done
+
+    (photos / "d.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    (photos / "e.dng").write_bytes(b"raw")
+    (photos / "f.jpg").symlink_to("gone.jpg")
+    video(photos / "walk.avi")
+    capsys.readouterr()
+    assert tool("--input", "photos", "--output", "out") == demo.SOME_LEFT_OUT
+    captured = capsys.readouterr()
+    assert f"images: {len(done)}, " in captured.out
+    assert "left out 4:" in captured.err
+    assert "d.HEIC: no image that Pillow knows" in captured.err
+    assert "inspose_d2[heic]" in captured.err
+    assert "e.dng: .dng cannot be read: save it as JPEG or PNG" in captured.err
+    assert "f.jpg: cannot be read: No such file" in captured.err
+    assert "walk.avi: a video: give it alone, as --input" in captured.err
+
+
+@pytest.mark.fault
+def test_links_are_followed_and_end(tool: Callable[..., int], tmp_path: Path) -> None:
+    picture(tmp_path / "elsewhere" / "far.png")
+    picture(tmp_path / "in" / "z" / "deep" / "near.png")
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "a").symlink_to(tmp_path / "in" / "z" / "deep")
+    (tmp_path / "elsewhere" / "round").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "z" / "self").symlink_to(".")
+    (tmp_path / "in" / "picture.png").symlink_to(tmp_path / "elsewhere" / "far.png")
+    expected = {"linked/far.png", "z/deep/near.png", "picture.png"}
+    for _ in range(2):
+        assert tool("--input", "in", "--output", "in/out") == demo.DONE
+        assert files_below(tmp_path / "in" / "out" / "poses") == expected
+    assert tool("--input", "in/*", "--output", "out") == demo.DONE  # folders of a pattern too
+    assert "linked/far.png" in files_below(tmp_path / "out" / "poses")
+
+
+@pytest.mark.fault
+def test_files_of_macos_are_no_images(tool: Callable[..., int], tmp_path: Path) -> None:
+    picture(tmp_path / "in" / "photo.png")
+    for name in ("._photo.png", "__MACOSX/photo.png", "__MACOSX/._photo.png"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"\0\5\x16\7Mac OS X")
+    assert tool("--input", "in", "--output", "out") == demo.DONE
+    assert files_below(tmp_path / "out" / "poses") == {"photo.png"}
+
+
+@pytest.mark.fault
+def test_folder_that_cannot_be_looked_into_is_listed(
+    tool: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    picture(tmp_path / "in" / "a.png")
+    picture(tmp_path / "in" / "closed" / "b.png")
+    listed = os.listdir
+
+    def refuse(folder: Path) -> list[str]:
+        if Path(folder).name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return listed(folder)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    assert tool("--input", "in", "--output", "out") == demo.SOME_LEFT_OUT
+    assert "closed: cannot be looked into: Permission denied" in capsys.readouterr().err
+
+
+@pytest.mark.fault
+def test_image_comes_through_a_pipe(tool: Callable[..., int], tmp_path: Path) -> None:
+    data = picture(tmp_path / "a.png").read_bytes()
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(data,))
+    writer.start()
+    assert tool("--input", "pipe", "--output", "out") == demo.DONE
+    writer.join()
+    assert files_below(tmp_path / "out") == {"poses/pipe.png", "results.json"}
+
+
+@pytest.mark.fault
+def test_video_that_ends_early_is_told(
+    tool: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = video(tmp_path / "walk.avi", frames=60)
+    source.write_bytes(source.read_bytes()[: source.stat().st_size * 3 // 4])
+    assert tool("--input", source, "--output", "out") == demo.SOME_LEFT_OUT
+    assert "walk.avi: the file says 60 frames, " in capsys.readouterr().err
+    assert 0 < len(results(tmp_path / "out")) < 60
 
 
 def test_nothing_done_has_another_status(tool: Callable[..., int], tmp_path: Path) -> None:
@@ -371,8 +476,14 @@ def test_command_without_a_display(real_model: list[str], tmp_path: Path) -> Non
     assert "Traceback" not in error
 
 
+@pytest.mark.fault
 @pytest.mark.slow
-def test_interrupted_command_leaves_whole_files(real_model: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGINT, cli.INTERRUPTED), (signal.SIGTERM, cli.TERMINATED)]
+)
+def test_interrupted_command_leaves_whole_files(
+    signum: int, status: int, real_model: list[str], tmp_path: Path
+) -> None:
     for i in range(3000):
         picture(tmp_path / "in" / f"{i}.png")
     process = start(real_model, tmp_path)
@@ -380,9 +491,9 @@ def test_interrupted_command_leaves_whole_files(real_model: list[str], tmp_path:
     limit = time.monotonic() + 600
     while time.monotonic() < limit and (not poses.is_dir() or len(list(poses.iterdir())) < 5):
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signum)
     error = process.communicate(timeout=600)[1]
-    assert process.returncode == cli.INTERRUPTED, error
+    assert process.returncode == status, error
     assert "Traceback" not in error
     results(tmp_path / "out")
     pictures = list(poses.iterdir())

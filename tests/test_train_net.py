@@ -286,6 +286,24 @@ def test_signal_saves_the_step_and_sets_the_exit_status(
 
 @pytest.mark.fault
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("signum", "status", "number"), [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 2)]
+)
+def test_signal_to_all_processes_of_a_run_is_one_to_the_run(
+    tmp_path: Path, signum: int, status: int, number: int
+) -> None:
+    process = start(tmp_path, *workers_flags(number, tmp_path), **{"DATALOADER.NUM_WORKERS": 2})
+    below = children(process.pid)
+    for pid in [*(x for child in below for x in children(child)), *below, process.pid]:
+        os.kill(pid, signum)
+    printed = finish(process)
+    assert process.returncode == status, printed[-3000:]
+    assert "killed" not in printed
+    assert saved_step(tmp_path) >= 19
+
+
+@pytest.mark.fault
+@pytest.mark.slow
 def test_signal_ends_an_evaluation_at_once(tmp_path: Path) -> None:
     settings = {"DATASETS.TEST": ("synthetic_people_val",), "TEST.EVAL_PERIOD": 20}
     process = start(tmp_path, until="Start inference on", **settings)

@@ -1,5 +1,6 @@
 """The web page: its functions with a made-up network, and all of it in a real browser."""
 
+import http.server
 import io
 import json
 import os
@@ -7,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ from inspose_d2 import InsPosePredictor
 from inspose_d2.data.synthetic import make_image
 
 gr = pytest.importorskip("gradio", reason="the web page needs gradio: pip install -e '.[web]'")
+import httpx  # noqa: E402  gradio needs it
+
 from inspose_d2 import cli  # noqa: E402
 from inspose_d2.cli import web  # noqa: E402
 from inspose_d2.cli.parsers import make_parser  # noqa: E402
@@ -207,7 +211,48 @@ def test_missing_gradio_names_the_extra(
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "inspose_d2.cli.web")
     assert cli.main(["web"]) == cli.USAGE
-    assert "gradio is not installed: pip install 'inspose_d2[web]'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "gradio is not installed" in said
+    assert "pip install 'inspose_d2[web]'" in said
+
+
+@pytest.mark.fault
+def test_page_is_asked_for_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "all_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    monkeypatch.delenv("no_proxy", raising=False)
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answer) as asked:
+        threading.Thread(target=asked.handle_request, daemon=True).start()
+        with web.without_proxies():
+            answer = httpx.get(f"http://127.0.0.1:{asked.server_port}")
+    assert answer.status_code == 204
+    assert os.environ["NO_PROXY"] == "example.org"
+    assert "no_proxy" not in os.environ
+
+
+@pytest.mark.fault
+def test_port_that_is_taken_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    class Blocks:
+        def launch(self, **_: Any) -> None:  # as gradio does
+            raise OSError("Cannot find empty port in range: 7860-7860. Set GRADIO_SERVER_PORT")
+
+    status = cli.told("inspose web", lambda: web.serve(Blocks(), "127.0.0.1", 7860))
+    assert status == cli.USAGE
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "inspose web: cannot listen at --host 127.0.0.1 --port 7860: is the port"
+    )
+    assert len(said.splitlines()) == 1
 
 
 def test_missing_weights_are_said_in_a_line(

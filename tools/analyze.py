@@ -2,6 +2,7 @@
 """Parameters and multiply-adds of InsPose, part by part, on an image of random noise."""
 
 import argparse
+import sys
 import warnings
 from typing import Any
 
@@ -14,6 +15,7 @@ from fvcore.nn.jit_handles import bmm_flop_jit
 from torch import nn
 
 from inspose_d2 import InsPose, get_cfg
+from inspose_d2.cli import told
 from inspose_d2.engine.trainer import Trainer
 
 PARTS = {  # name in the table: what it sums, named as in count()
@@ -124,4 +126,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(told("analyze.py", main))

@@ -42,6 +42,7 @@ from machine import describe, limits, probes
 from timing import Stage, by_turns, stage_seconds
 from torch import nn
 
+from inspose_d2.cli import told
 from inspose_d2.modeling import inspose
 
 BACKBONE_STAGES = ("backbone", "FPN")
@@ -225,4 +226,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(told("benchmark.py", main))

@@ -6,6 +6,7 @@ python tools/benchmark_draw.py --persons 30
 """
 
 import argparse
+import sys
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.visualizer import Visualizer
 from timing import by_turns
 
+from inspose_d2.cli import told
 from inspose_d2.modeling.postprocess import boxes_of_poses
 from inspose_d2.visualization.poses import draw_poses
 
@@ -77,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(told("benchmark_draw.py", main))

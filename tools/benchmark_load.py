@@ -8,6 +8,7 @@ The KP-Nets' memory for 100 to 2000 persons is measured by ``tools/benchmark.py`
 
 import argparse
 import json
+import sys
 import tempfile
 import tracemalloc
 from itertools import pairwise
@@ -21,6 +22,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from inspose_d2.cli import told
 from inspose_d2.evaluation import InsPoseEvaluator
 
 KIB, MIB = 1024, 1024**2
@@ -146,4 +148,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(told("benchmark_load.py", main))

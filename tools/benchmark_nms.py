@@ -11,6 +11,7 @@ the clock, so that other work on the machine matters little.
 
 import argparse
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from benchmark_draw import FIGURE
 from benchmark_models import person_boxes
 from torch import Tensor
 
+from inspose_d2.cli import told
 from inspose_d2.modeling.oks import oks_sigmas
 from inspose_d2.modeling.postprocess import best_poses, boxes_of_poses
 
@@ -91,4 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(told("benchmark_nms.py", main))

@@ -9,6 +9,7 @@ processor, not of the clock, so that other work on the machine matters little.
 
 import argparse
 import statistics
+import sys
 import time
 import warnings
 from collections import defaultdict
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from benchmark_models import Setting, build_inspose, build_peer, inference
 
+from inspose_d2.cli import told
 from inspose_d2.modeling.official import decode, inspose_official
 
 OFFICIAL = "InsPose, authors' released model"
@@ -97,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(told("benchmark_official.py", main))

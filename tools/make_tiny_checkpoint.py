@@ -7,6 +7,7 @@ Weights alone, in half precision; the AP in the manifest is that of the file as 
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from demo_synthetic import train
@@ -15,6 +16,7 @@ from machine import describe
 from package_checkpoint import package
 
 from inspose_d2 import get_cfg
+from inspose_d2.cli import told
 from inspose_d2.model_zoo import model_zoo
 
 CONFIG = "quick/synthetic_people_tiny"
@@ -42,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(told("make_tiny_checkpoint.py", main))

@@ -22,6 +22,7 @@ from machine import describe
 from torch import Tensor, nn
 
 from inspose_d2 import get_cfg, get_model
+from inspose_d2.cli import told
 from inspose_d2.engine.trainer import Trainer
 from inspose_d2.model_zoo import model_zoo
 
@@ -112,4 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(told("package_checkpoint.py", main))

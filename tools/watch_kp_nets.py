@@ -13,6 +13,7 @@ from detectron2.utils.env import seed_all_rng
 from torch import Tensor
 
 from inspose_d2 import get_cfg
+from inspose_d2.cli import told
 from inspose_d2.engine.train_loop import DivergedError
 from inspose_d2.engine.trainer import Trainer
 from inspose_d2.modeling.candidates import Candidates
@@ -158,4 +159,4 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     logging.disable(logging.INFO)
-    main()
+    sys.exit(told("watch_kp_nets.py", main))

@@ -3,14 +3,16 @@
 May import every room.
 """
 
-import sys
 import warnings
+from argparse import Namespace
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 
 from .parsers import make_parser
+from .rule import INTERRUPTED, TERMINATED, USAGE, told
 
-USAGE, INTERRUPTED = 2, 130
+__all__ = ["INTERRUPTED", "TERMINATED", "USAGE", "main", "told"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,43 +22,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: words of the command line; None takes those of the process.
 
     Returns:
-        The exit status: that of the subcommand, 2 for bad input, 130 after Ctrl-C.
+        The exit status, see :mod:`.rule`.
     """
     args = make_parser().parse_args(argv)
-    name = f"inspose {args.command}"
-    _check_options(name, getattr(args, "opts", []))
-    try:
-        # The packages below warn of each other's futures at every start.
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        # Late: PyTorch takes seconds, which --help and a wrong option need not wait for.
-        if args.command != "install-detectron2":
-            import_module("inspose_d2.public")  # registers architectures and data sets
-        return import_module(f"{__name__}.{args.module}").run(args)
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted; what was done until now is whole", file=sys.stderr)
-        return INTERRUPTED
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "detectron2":
-            raise
-        print(f"{name}: Detectron2 is missing: inspose install-detectron2", file=sys.stderr)
-    except (OSError, ValueError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-    except RuntimeError as error:
-        from ..checkpoint import CheckpointError
+    return told(f"inspose {args.command}", partial(_run, args))
 
-        if not isinstance(error, CheckpointError):
-            raise
-        print(f"{name}: {error}", file=sys.stderr)
-    return USAGE
+
+def _run(args: Namespace) -> int:
+    _check_options(f"inspose {args.command}", getattr(args, "opts", []))
+    # The packages below warn of each other's futures at every start.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    # Late: PyTorch takes seconds, which --help and a wrong option need not wait for.
+    if args.command != "install-detectron2":
+        import_module("inspose_d2.public")  # registers architectures and data sets
+    status: int = import_module(f"{__name__}.{args.module}").run(args)
+    return status
 
 
 def _check_options(name: str, opts: Sequence[str]) -> None:
     """Refuse options among KEY VALUE, which argparse would hand on as keys."""
     for word in opts[::2]:
         if word.startswith("-"):
-            print(
-                f"{name}: {word}: no such option, or it stands after KEY VALUE: options go first "
-                f"({name} --help)",
-                file=sys.stderr,
+            raise ValueError(
+                f"{word}: no such option, or it stands after KEY VALUE: options go first "
+                f"({name} --help)"
             )
-            raise SystemExit(USAGE)

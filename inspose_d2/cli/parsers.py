@@ -4,6 +4,7 @@ The standard library alone: ``--help`` waits for nothing else.
 """
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ Coordinates are COCO's: pixels, the first one's centre is (0, 0). A keypoint's s
 probability. image_id is the number that is the file's name where all files have such names and no
 two the same, as COCO's do, else the place among the inputs, from 0; in a video that of the frame.
 
-A file that cannot be read is left out and listed at the end with the reason. Exit status: 0 all
-done, 1 nothing done, 2 could not begin, 3 some files left out, 130 interrupted by Ctrl-C, which
-leaves whole files of all that was done. A webcam is ended by Ctrl-C or, in its window, q: 0.
+Folders are searched to the bottom, through links too. A file that cannot be read is left out and
+listed at the end with the reason; so is a video in a folder, or one that ends before its time. Exit
+status: 0 all done, 1 nothing done, 2 could not begin, 3 something left out, 130 interrupted by
+Ctrl-C, 143 by SIGTERM, which leave whole files of all that was done. A webcam is ended by Ctrl-C
+or, in its window, q: 0.
 
     inspose predict --input photo.jpg --output out
     inspose predict --input photos 'more/*.png' --output out --kp-net-view
@@ -171,10 +174,14 @@ def _train(parser: Parser) -> None:
 
 def _predict(parser: Parser) -> None:
     parser.add_argument(
-        "--input", nargs="+", required=True, help="images, folders, patterns; or a video; or webcam"
+        "--input",
+        nargs="+",
+        type=_home,
+        required=True,
+        help="images, folders, patterns; or a video; or webcam",
     )
     parser.add_argument(
-        "--output", type=Path, required=True, help="folder, or the picture of a single image"
+        "--output", type=_path, required=True, help="folder, or the picture of a single image"
     )
     _model(parser)
     _device(parser)
@@ -186,7 +193,7 @@ def _predict(parser: Parser) -> None:
         help="images that are read at once (1); those of one size go through the model together",
     )
     parser.add_argument("--kp-net-view", action="store_true", help="draw keypoint maps too")
-    parser.add_argument("--video-out", type=Path, help="the video's WebM, elsewhere")
+    parser.add_argument("--video-out", type=_path, help="the video's WebM, elsewhere")
     _options(parser)
 
 
@@ -201,7 +208,7 @@ def _web(parser: Parser) -> None:
 
 def _export(parser: Parser) -> None:
     _model(parser, required=True)
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--output", type=_path, required=True, metavar="FILE")
     parser.add_argument("--format", choices=("onnx", "pt2"), help="default: the end of --output")
     _options(parser)
 
@@ -211,20 +218,22 @@ def _browse(parser: Parser) -> None:
     for name, what in (("data", "images"), ("results", "persons, and of false positives")):
         own = commands.add_parser(name)
         own.add_argument("--config-file", required=True, metavar="CONFIG", help="file or name")
-        own.add_argument("--output", type=Path, required=True, help="folder")
+        own.add_argument("--output", type=_path, required=True, help="folder")
         own.add_argument("--num", type=_count, default=30, help=f"of {what} in pictures (30)")
         if name == "results":
             own.add_argument(
                 "--input",
-                type=Path,
+                type=_path,
                 help="by default inference/coco_instances_results.json in OUTPUT_DIR",
             )
         _options(own)
 
 
 def _validate(parser: Parser) -> None:
-    parser.add_argument("--input", required=True, metavar="JSON", help="annotations")
-    parser.add_argument("--images", metavar="FOLDER", help="look for the image files here")
+    parser.add_argument("--input", type=_home, required=True, metavar="JSON", help="annotations")
+    parser.add_argument(
+        "--images", type=_home, metavar="FOLDER", help="look for the image files here"
+    )
     parser.add_argument("--num-keypoints", type=_count, metavar="K", help="default: what JSON says")
     parser.add_argument(
         "--evaluation", action="store_true", help="poses are to be scored by it, not learned"
@@ -234,7 +243,7 @@ def _validate(parser: Parser) -> None:
 def _benchmark(parser: Parser) -> None:
     _model(parser)
     _device(parser)
-    parser.add_argument("--input", help="photograph; by default noise of the test size")
+    parser.add_argument("--input", type=_home, help="photograph; by default noise of the test size")
     parser.add_argument("--num", type=_count, default=20, help="images that are timed (20)")
     _options(parser)
 
@@ -244,15 +253,15 @@ def _convert(parser: Parser) -> None:
     opera = commands.add_parser(
         "opera", help="the authors' weights, for InsPose_R50_Official (docs/official.md)"
     )
-    opera.add_argument("input", metavar="IN.pth", help="the authors' file")
-    opera.add_argument("output", metavar="OUT.pth", help="file to write")
+    opera.add_argument("input", type=_home, metavar="IN.pth", help="the authors' file")
+    opera.add_argument("output", type=_home, metavar="OUT.pth", help="file to write")
     select = commands.add_parser("select-keypoints", help="a COCO file with some of its keypoints")
-    select.add_argument("--input", type=Path, required=True, help="file to copy")
-    select.add_argument("--output", type=Path, required=True, help="file to write")
+    select.add_argument("--input", type=_path, required=True, help="file to copy")
+    select.add_argument("--output", type=_path, required=True, help="file to write")
     select.add_argument("--keypoints", nargs="+", required=True, metavar="NAME", help="in order")
     crowdpose = commands.add_parser("crowdpose", help="what CrowdPose's files lack, added")
-    crowdpose.add_argument("--input", type=Path, required=True, help="folder json of CrowdPose")
-    crowdpose.add_argument("--output", type=Path, help="by default annotations, beside the input")
+    crowdpose.add_argument("--input", type=_path, required=True, help="folder json of CrowdPose")
+    crowdpose.add_argument("--output", type=_path, help="by default annotations, beside the input")
     _format(commands, "coco", "a COCO keypoint file mended, also Roboflow's and CVAT's", "the file")
     yolo = _format(commands, "yolo", "YOLO's poses, also Roboflow's", "data.yaml, or a folder")
     yolo.add_argument("--split", default="train", help="of data.yaml: train, val, test (train)")
@@ -260,17 +269,17 @@ def _convert(parser: Parser) -> None:
     _format(commands, "label-studio", "Label Studio's exports", "JSON or JSON-MIN")
     _format(commands, "cvat", "CVAT for images 1.1", "annotations.xml")
     back = commands.add_parser("to-yolo", help="a COCO keypoint file as YOLO's poses")
-    back.add_argument("--input", type=Path, required=True, help="COCO keypoint file")
-    back.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="of the images")
-    back.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="a new one")
+    back.add_argument("--input", type=_path, required=True, help="COCO keypoint file")
+    back.add_argument("--images", type=_path, required=True, metavar="FOLDER", help="of the images")
+    back.add_argument("--output", type=_path, required=True, metavar="FOLDER", help="a new one")
 
 
 def _format(commands: Any, name: str, says: str, what: str) -> Parser:
     """A format of a tool that becomes a COCO keypoint file."""
     parser: Parser = commands.add_parser(name, help=says, description=says)
-    parser.add_argument("--input", type=Path, required=True, help=what)
-    parser.add_argument("--output", type=Path, required=True, metavar="JSON", help="file to write")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="of the images")
+    parser.add_argument("--input", type=_path, required=True, help=what)
+    parser.add_argument("--output", type=_path, required=True, metavar="JSON", help="file to write")
+    parser.add_argument("--images", type=_path, metavar="FOLDER", help="of the images")
     parser.add_argument("--category", metavar="NAME", help="the one to keep, of several")
     parser.add_argument(
         "--keypoints", nargs="+", metavar="NAME", help="in order, where the input has none"
@@ -279,14 +288,24 @@ def _format(commands: Any, name: str, says: str, what: str) -> Parser:
 
 
 def _submit(parser: Parser) -> None:
-    parser.add_argument("--input", type=Path, required=True, help="coco_instances_results.json")
-    parser.add_argument("--image-info", type=Path, required=True, help="image_info_test-dev2017")
+    parser.add_argument("--input", type=_path, required=True, help="coco_instances_results.json")
+    parser.add_argument("--image-info", type=_path, required=True, help="image_info_test-dev2017")
     parser.add_argument("--name", required=True, help="of the algorithm, in the file's name")
-    parser.add_argument("--output", type=Path, help="folder; by default that of the results")
+    parser.add_argument("--output", type=_path, help="folder; by default that of the results")
 
 
 def _install(parser: Parser) -> None:
-    parser.add_argument("--wheel", type=Path, help="LabGym's wheel, when it is already downloaded")
+    parser.add_argument("--wheel", type=_path, help="LabGym's wheel, when it is already downloaded")
+
+
+def _path(text: str) -> Path:
+    """A path; ``~`` is the home folder, also where no shell has said so (``--input=~/a.jpg``)."""
+    return Path(text).expanduser()
+
+
+def _home(text: str) -> str:
+    """The same of what may be no path, such as a pattern, or ``webcam``."""
+    return os.path.expanduser(text)
 
 
 def _fraction(text: str) -> float:

@@ -22,11 +22,13 @@ from detectron2.structures import Instances
 from tqdm import tqdm
 
 from ..config import get_cfg
-from ..data.images import SUFFIXES, ImageError, read_image
+from ..data.folders import VIDEOS, Listing, is_metadata, list_folder
+from ..data.images import ImageError, read_image
 from ..engine.predictor import InsPosePredictor
 from ..model_zoo import Checkpoint, find_weights, list_checkpoints
 from ..modeling.keypoint_maps import keypoint_maps_of
 from ..visualization.poses import draw_keypoint_maps, draw_poses
+from .rule import DONE, NOTHING, SOME_LEFT_OUT
 
 # The model of commands that name none.
 # In the package, so that the first command finds the people in a photograph.
@@ -34,9 +36,8 @@ DEFAULT_CONFIG = "people/InsPose_Lite0_people"
 DEFAULT_WEIGHTS = "people_lite0"
 
 WRITTEN = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}  # a picture of another becomes name.gif.png
-VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 WEBCAM = "webcam"
-DONE, NOTHING, SOME_LEFT_OUT = 0, 1, 3
+MOST_FRAMES = 0.98  # of those that a video's file promises
 
 T = TypeVar("T")
 
@@ -122,7 +123,7 @@ class Job:
     kp_net_picture: Path
 
 
-def find_images(inputs: Sequence[str], output: Path) -> tuple[list[Path], Path]:
+def find_images(inputs: Sequence[str], output: Path) -> tuple[list[Path], Path, dict[str, str]]:
     """Find the images of files, folders (with all below) and patterns.
 
     Args:
@@ -130,28 +131,33 @@ def find_images(inputs: Sequence[str], output: Path) -> tuple[list[Path], Path]:
         output: what lies in this folder is not taken from others: it is ours.
 
     Returns:
-        Absolute paths, each once, and the deepest folder above all of them.
+        Absolute paths, each once, the deepest folder above all of them, and why files that look
+        like images or videos are not among them.
 
     Raises:
         ValueError: nothing is there.
     """
     found: dict[Path, None] = {}
+    left_out: dict[str, str] = {}
     roots = []
     for text in inputs:
-        path = Path(text).absolute()
-        if path.is_dir():
-            below = (x for x in path.rglob("*") if x.suffix.lower() in SUFFIXES and x.is_file())
-            images = sorted(x for x in below if output.absolute() not in x.parents)
-            roots.append(path)
-        else:
-            # A file whose name has brackets is no pattern.
-            matches = [text] if path.is_file() else sorted(glob.glob(text, recursive=True))
-            images = [Path(x).absolute() for x in matches if Path(x).is_file()]
-            roots += [x.parent for x in images]
-        if not images:
+        # A file whose name has brackets is no pattern.
+        matches = [text] if os.path.lexists(text) else glob.glob(text, recursive=True)
+        listing = Listing()
+        for path in sorted(Path(x).absolute() for x in matches):
+            if path.is_dir():
+                below = list_folder(path, output)
+                listing.images += below.images
+                listing.left_out |= below.left_out
+                roots.append(path)
+            elif path == Path(text).absolute() or not is_metadata(path):
+                listing.images.append(path)
+                roots.append(path.parent)
+        if not listing.images and not listing.left_out:
             raise ValueError(f"--input {text}: no such file, or a folder or pattern without images")
-        found |= dict.fromkeys(images)
-    return list(found), Path(os.path.commonpath(roots))
+        found |= dict.fromkeys(listing.images)
+        left_out |= listing.left_out
+    return list(found), Path(os.path.commonpath(roots)), left_out
 
 
 def folder_of(output: Path) -> Path:
@@ -351,6 +357,25 @@ def run_video(
     return video.num_frames
 
 
+def why_cut_off(capture: cv2.VideoCapture, frames: int) -> str:
+    """Say what is missing of a video that was read to its end; "" where nothing is.
+
+    Args:
+        capture: knows how many frames the file should have: in some containers that is the
+            duration times the mean rate, from which the number may differ a little.
+        frames: that were read.
+    """
+    if not frames:
+        return "no frame could be read"
+    total = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    if frames < min(total - 1, MOST_FRAMES * total):
+        return (
+            f"the file says {total:.0f} frames, {frames} could be read: cut off, or damaged? Copy "
+            "or download it anew"
+        )
+    return ""
+
+
 def has_display() -> bool:
     """Whether a window can be opened. OpenCV ends the process where there is no display."""
     if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
@@ -435,10 +460,11 @@ def run(args: argparse.Namespace) -> int:
         # The video first: a wrong name must not empty an earlier file of results.
         with video_reader(source) as video, ResultsFile(args.output / "results.json") as results:
             frames = run_video(demo, source, video, path, results)
-        reasons = {} if frames else {source: "no frame could be read"}
-        return report(frames, reasons, results, "frames")
-    jobs = make_jobs(*find_images(args.input, args.output), args.output)
+            reason = "" if source == WEBCAM else why_cut_off(video, frames)
+        return report(frames, {source: reason} if reason else {}, results, "frames")
+    sources, root, left_out = find_images(args.input, args.output)
+    jobs = make_jobs(sources, root, args.output)
     demo = Demo(make_config(args), threshold_of(args), args.batch_size)
     with ResultsFile(folder_of(args.output) / "results.json") as results:
-        left_out = run_images(demo, jobs, results, args.kp_net_view)
-    return report(len(jobs) - len(left_out), left_out, results, "images")
+        not_done = run_images(demo, jobs, results, args.kp_net_view)
+    return report(len(jobs) - len(not_done), left_out | not_done, results, "images")

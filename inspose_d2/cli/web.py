@@ -7,11 +7,10 @@ import html
 import ipaddress
 import os
 import secrets
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,10 +22,32 @@ from ..data.images import ImageError, read_image
 from ..data.synthetic import make_image
 from .predict import Demo, ResultsFile, make_config, threshold_of, write_picture
 
+
+@contextlib.contextmanager
+def without_proxies() -> Iterator[None]:
+    """Let no request of this process go through a proxy.
+
+    gradio asks its own page whether it is there, and nothing else of anybody; it reads the
+    variables of proxies, and may stumble over them, when it is imported too.
+    """
+    names = ("no_proxy", "NO_PROXY")
+    former = {name: os.environ.get(name) for name in names}
+    os.environ |= dict.fromkeys(names, "*")
+    try:
+        yield
+    finally:
+        for name, value in former.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
 try:
-    import gradio as gr
+    with without_proxies():
+        import gradio as gr
 except ImportError as error:
-    raise OSError("gradio is not installed: pip install 'inspose_d2[web]'") from error
+    missing = f"gradio is not installed, or cannot be imported ({error})"
+    raise OSError(f"{missing}: pip install 'inspose_d2[web]'") from error
 
 POSES = -1  # the view of all poses; others are numbers of persons, from 0
 EXAMPLES = (14, 6, 10)  # numbers of synthetic pictures with people of several sizes
@@ -273,37 +294,37 @@ def serve(blocks: gr.Blocks, host: str, port: int) -> None:
     # Fonts of the system, and explanations that are dark enough to read.
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     theme.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")
-    blocks.launch(
-        server_name=host,
-        server_port=port or None,  # gradio takes a free one
-        share=False,
-        ssr_mode=False,
-        pwa=False,
-        run_history=False,
-        footer_links=[],
-        show_error=False,  # what is no gr.Error goes to the log alone
-        max_file_size=MAX_FILE_SIZE,
-        state_session_capacity=MAX_SESSIONS,
-        theme=theme,
-        quiet=True,
-        prevent_thread_lock=True,
-    )
+    try:
+        blocks.launch(
+            server_name=host,
+            server_port=port or None,  # gradio takes a free one
+            share=False,
+            ssr_mode=False,
+            pwa=False,
+            run_history=False,
+            footer_links=[],
+            show_error=False,  # what is no gr.Error goes to the log alone
+            max_file_size=MAX_FILE_SIZE,
+            state_session_capacity=MAX_SESSIONS,
+            theme=theme,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        raise OSError(
+            f"cannot listen at --host {host} --port {port}: is the port taken, or the host another "
+            "machine's? --port 0 takes any that is free"
+        ) from error
     print(f"http://{host}:{blocks.server_port} (Ctrl-C ends it)", flush=True)
     blocks.block_thread()
 
 
-def leave(*_: object) -> None:
-    """Leave on SIGTERM as on Ctrl-C, or the pictures would stay; a second one must not disturb."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt
-
-
 def run(args: argparse.Namespace) -> int:
     """Serve the page."""
-    signal.signal(signal.SIGTERM, leave)
     with tempfile.TemporaryDirectory(prefix="inspose_web_", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         with contextlib.suppress(KeyboardInterrupt):
             demo = Demo(make_config(args), score_threshold=0.0, batch_size=1)
-            serve(build(Page(demo, Path(folder), threshold_of(args))), args.host, args.port)
+            with without_proxies():
+                serve(build(Page(demo, Path(folder), threshold_of(args))), args.host, args.port)
     return 0

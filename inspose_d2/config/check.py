@@ -119,6 +119,7 @@ MODEL_CHOICES: dict[str, Sequence[str]] = {
     "MODEL.INSPOSE.NMS_TYPE_TEST": ("boxes", "poses"),
     "MODEL.INSPOSE.KP_NET.BACKEND": ("auto", "torch", "grouped", "triton"),
     "INPUT.RESIZE": ("pillow", "opencv"),
+    "INPUT.FORMAT": ("BGR", "RGB"),
 }
 TRAINING_CHOICES: dict[str, Sequence[str]] = {
     "SOLVER.OPTIMIZER": ("SGD", "ADAMW"),
@@ -218,12 +219,23 @@ def _model_relations(cfg: CfgNode) -> Iterator[str]:
 def _device_problems(cfg: CfgNode) -> Iterator[str]:
     device = cfg["MODEL"]["DEVICE"]
     try:
-        kind = torch.device(device).type
-    except RuntimeError:
+        kind, index = torch.device(device).type, torch.device(device).index or 0
+    except (RuntimeError, TypeError):
         yield f"MODEL.DEVICE must be a device of PyTorch such as 'cuda' or 'cpu'; got {device!r}"
         return
     if kind == "cuda" and not torch.cuda.is_available():
         yield f"MODEL.DEVICE is {device!r}, but PyTorch finds no CUDA device: set it to 'cpu'"
+        return
+    if kind == "cuda":  # not tried: the program that starts the workers must not hold a GPU
+        if index >= torch.cuda.device_count():
+            number = torch.cuda.device_count()
+            yield f"MODEL.DEVICE is {device!r}, but there are {number} GPUs, counted from 0"
+        return
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        yield f"MODEL.DEVICE is {device!r}, which PyTorch cannot use: set it to 'cpu' ({reason})"
 
 
 def training_problems(cfg: CfgNode) -> Iterator[str]:

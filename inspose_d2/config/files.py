@@ -20,6 +20,10 @@ _INSTALLED = _PACKAGE / "model_zoo" / "configs"
 CONFIGS = next((x for x in (_INSTALLED, _PACKAGE.parent / "configs") if x.is_dir()), _INSTALLED)
 
 
+# Keys whose ~ is the home folder; those of DATASETS.REGISTER are read elsewhere.
+PATHS = ("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.TIMM.WEIGHTS")
+
+
 class ConfigError(ValueError):
     """A config that cannot be used; the message is for whoever wrote it."""
 
@@ -147,6 +151,8 @@ def merge_values(cfg: CfgNode, values: Iterable[tuple[str, Any]], source: str) -
             converted = _convert(value, declared[key])
         except TypeError as error:
             raise ConfigError(f"{source}: {key} is {value!r}; expected {error}") from None
+        if key in PATHS:
+            converted = os.path.expanduser(converted)
         *groups, name = key.split(".")
         node = cfg
         for group_name in groups:

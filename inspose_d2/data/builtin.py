@@ -25,6 +25,7 @@ from detectron2.data.datasets.builtin_meta import _get_builtin_metadata
 from detectron2.utils.file_io import PathHandler, PathManager
 
 from .coco_file import load_keypoints
+from .find_file import folder_of
 from .keypoint_names import connection_rules, infer_flip_pairs
 
 TEST_DEV = "keypoints_coco_2017_test-dev"
@@ -87,7 +88,7 @@ def register_synthetic_people(root: str | None = None) -> None:
     Args:
         root: folder that holds, or will hold, the folder `synthetic_people`.
     """
-    root = root or os.environ.get("INSPOSE_D2_CACHE", "datasets")
+    root = root or folder_of("INSPOSE_D2_CACHE")
     for split in ("train", "val", "holdout", "train_noisy", "train_partial"):
         name = f"synthetic_people_{split}"
         folder = os.path.join(root, "synthetic_people")
@@ -121,7 +122,7 @@ def register_coco_test_dev() -> None:
 
 def register_people() -> None:
     """Register `people_{train,fit,holdout,val}`, unless these names are taken already."""
-    folder = os.path.join(os.environ.get("DETECTRON2_DATASETS", "datasets"), "people")
+    folder = os.path.join(folder_of("DETECTRON2_DATASETS"), "people")
     for split in ("train", "fit", "holdout", "val"):
         name = f"people_{split}"
         if name in DatasetCatalog:
@@ -137,7 +138,7 @@ def register_crowdpose() -> None:
     They are `crowdpose/annotations/crowdpose_*.json` and `crowdpose/images` below
     `$DETECTRON2_DATASETS` (default `datasets`).
     """
-    folder = os.path.join(os.environ.get("DETECTRON2_DATASETS", "datasets"), "crowdpose")
+    folder = os.path.join(folder_of("DETECTRON2_DATASETS"), "crowdpose")
     image_root = os.path.join(folder, "images")
     for split in ("train", "val", "trainval", "test"):
         name = f"crowdpose_{split}"

@@ -1,7 +1,9 @@
 """All that a run would trip over, known before anything is built: model, solver and data sets."""
 
 import math
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -30,6 +32,16 @@ def _problems(cfg: CfgNode, training: bool) -> Iterator[str]:
     if training:
         yield from training_problems(cfg)
     yield from _data_problems(cfg, training)
+    yield from _output_problems(Path(cfg["OUTPUT_DIR"]))
+
+
+def _output_problems(folder: Path) -> Iterator[str]:
+    """What is wrong with the folder that a run writes into, which need not be there yet."""
+    if str(folder).startswith("~"):
+        yield f"OUTPUT_DIR is '{folder}', which is no home folder here: write the path in full"
+    there = next((x for x in (folder, *folder.parents) if os.path.lexists(x)), Path())
+    if not there.is_dir():
+        yield f"OUTPUT_DIR is '{folder}', but {there} is no folder: choose another one"
 
 
 def _data_problems(cfg: CfgNode, training: bool) -> Iterator[str]:

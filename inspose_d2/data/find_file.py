@@ -1,4 +1,4 @@
-"""Files whose names another system has written: backslashes, other case, other Unicode form."""
+"""Where data lie, and files whose names another system has written."""
 
 import logging
 import os
@@ -7,6 +7,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from detectron2.utils.logger import log_first_n
+
+
+def folder_of(variable: str) -> str:
+    """Folder that a variable of the environment names, by default ``datasets``; ``~`` is home."""
+    return os.path.expanduser(os.environ.get(variable, "datasets"))
 
 
 def find_file(path: str) -> str:

@@ -3,6 +3,7 @@
 Every image of the project that is trained on, evaluated or predicted from a file is read here.
 """
 
+import contextlib
 import io
 import os
 import sys
@@ -16,7 +17,18 @@ from PIL import Image
 
 from .find_file import find_file
 
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # in folders
+with contextlib.suppress(ImportError):  # the extra `heic`
+    from pi_heif import register_heif_opener
+
+    register_heif_opener()
+
+# What Pillow reads, HEIC with the extra `heic`; of a kind that it does not know it says so.
+SUFFIXES = {
+    *(".avif", ".avifs", ".bmp", ".dib", ".gif", ".heic", ".heics", ".heif", ".heifs", ".hif"),
+    *(".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
+    *(".psd", ".qoi", ".tga", ".tif", ".tiff", ".webp"),
+}
+HEIC = (b"heic", b"heim", b"heis", b"heix", b"hevc", b"hevx", b"mif1", b"msf1")  # brands of files
 ORIENTATION = 274  # of the EXIF tags: how the camera was held
 
 
@@ -57,9 +69,11 @@ def read_image(path: str | os.PathLike[str], format: str, max_pixels: int) -> np
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{path}: {error} Make the image smaller") from error
     except Exception as error:
+        is_heic = data[4:8] == b"ftyp" and data[8:12] in HEIC
+        hint = " HEIC is read after pip install 'inspose_d2[heic]'" if is_heic else ""
         raise ImageError(
             f"{path}: no image that Pillow knows, or its beginning is damaged; does another "
-            "program open it?"
+            f"program open it?{hint}"
         ) from error
     with image:
         try:

@@ -20,6 +20,7 @@ from ..config.files import ConfigError
 from ..modeling.oks import COCO_SIGMAS, DEFAULT_SIGMA
 from .annotations import learned_categories
 from .coco_file import load_annotations, load_keypoints
+from .find_file import folder_of
 from .keypoint_names import (
     Pairs,
     connection_rules,
@@ -60,7 +61,7 @@ def register_coco_keypoints(
         OSError: the file cannot be read.
         ValueError: it, the pairs or the sigmas are wrong; or the name stands for other files.
     """
-    json_file, image_root = os.fspath(json_file), os.fspath(image_root)
+    json_file, image_root = (os.path.expanduser(x) for x in (json_file, image_root))
     category = _category(json_file)
     names = category["keypoints"]
     pairs = infer_flip_pairs(names) if flip_pairs is None else flip_pairs
@@ -123,7 +124,7 @@ def register_datasets(cfg: CfgNode, *, training: bool = True) -> None:
             registered.
     """
     used = {*cfg.DATASETS.TEST, *(cfg.DATASETS.TRAIN if training else ())}
-    root = os.environ.get("DETECTRON2_DATASETS", "datasets")
+    root = folder_of("DETECTRON2_DATASETS")
     for entry in cfg.DATASETS.REGISTER:
         if not isinstance(entry, list | tuple) or list(map(type, entry)) != [str] * 3:
             raise ConfigError(
@@ -131,7 +132,7 @@ def register_datasets(cfg: CfgNode, *, training: bool = True) -> None:
                 f"[['my_train', 'my/train.json', 'my/train']]; got the entry {entry!r}"
             )
         name, *paths = entry
-        files = [os.path.join(root, path) for path in paths]
+        files = [os.path.join(root, os.path.expanduser(path)) for path in paths]
         if name not in used or is_registered(name, *files):
             continue
         try:

@@ -20,6 +20,7 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..workers import guard_loader
 from .coco_file import MAX_UNREADABLE
 from .images import ImageError
 
@@ -144,12 +145,14 @@ def build_train_loader(
     """
     is_wide = [image["width"] > image["height"] for image in dataset]
     batches = TrainingBatches(is_wide, batch_size, seed, group=group)
-    return DataLoader(
-        TrainingImages(dataset, mapper, batches),
-        batch_sampler=batches,
-        num_workers=num_workers,
-        collate_fn=operator.itemgetter(slice(None)),  # the list as it is
-        generator=torch.Generator(),  # or it would draw from the global one
+    return guard_loader(
+        DataLoader(
+            TrainingImages(dataset, mapper, batches),
+            batch_sampler=batches,
+            num_workers=num_workers,
+            collate_fn=operator.itemgetter(slice(None)),  # the list as it is
+            generator=torch.Generator(),  # or it would draw from the global one
+        )
     )
 
 

@@ -6,7 +6,11 @@ import multiprocessing
 import os
 import signal
 import sys
+import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
@@ -17,15 +21,18 @@ from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ..checkpoint import InsPoseCheckpointer, NoValidCheckpoint
+from ..checkpoint import CheckpointError, InsPoseCheckpointer, NoValidCheckpoint
 from ..config import ConfigError, find_config, get_cfg, list_configs
-from ..data.annotations import AnnotationError
 from ..data.check import check_config
 from ..data.keypoint_sets import register_datasets
 from .signals import STOPPING
 from .trainer import Trainer
 
 logger = logging.getLogger("detectron2")
+
+# Variables by which launchers other than torchrun say how many processes they have started.
+LAUNCHERS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+BAD_INPUT = (OSError, ValueError, CheckpointError)  # before a run begins; on its way, failures
 
 
 def program_of(args: argparse.Namespace) -> str:
@@ -73,21 +80,22 @@ def setup(args: argparse.Namespace) -> CfgNode:
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """Run one worker.
 
-    Exit status 2 for annotations that cannot be used, 3 where ``--resume`` finds no valid
-    checkpoint.
+    Exit status 2 where a run cannot begin with what it was given, 3 where ``--resume`` finds no
+    valid checkpoint.
     """
     try:
-        return train_or_evaluate(setup(args), args)
-    except AnnotationError as error:
-        logger.error("%s", error)
-        sys.exit(2)
+        work = prepare(setup(args), args)
     except NoValidCheckpoint as error:
         logger.error("%s", error)
         sys.exit(3)
+    except BAD_INPUT as error:
+        logger.error("%s", error)
+        sys.exit(2)
+    return work()
 
 
-def train_or_evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any] | None:
-    """Evaluate with ``--eval-only``, else train.
+def prepare(cfg: CfgNode, args: argparse.Namespace) -> Callable[[], dict[str, Any] | None]:
+    """Build all that a run needs; returns the evaluation with ``--eval-only``, else the training.
 
     ``TEST.AUG`` is for ``--eval-only``: evaluation on the way of training sees each image once.
     """
@@ -99,10 +107,10 @@ def train_or_evaluate(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any] 
             cfg.MODEL.WEIGHTS, resume=args.resume, strict=True
         )
         test = Trainer.test_with_augmentation if cfg.TEST.AUG.ENABLED else Trainer.test
-        return test(cfg, model)
+        return partial(test, cfg, model)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    return trainer.train
 
 
 def main_under_torchrun(args: argparse.Namespace) -> None:
@@ -117,20 +125,46 @@ def main_under_torchrun(args: argparse.Namespace) -> None:
     dist.destroy_process_group()
 
 
+def problems_of_launch(args: argparse.Namespace) -> Iterator[str]:
+    """What is wrong with the workers that the command line asks for."""
+    num_gpus = torch.cuda.device_count()
+    if 0 < num_gpus < args.num_gpus:
+        yield f"--num-gpus is {args.num_gpus}, but this machine has {num_gpus} GPUs"
+    for variable in LAUNCHERS if args.num_machines == 1 else ():
+        number = os.environ.get(variable, "")
+        if number.isdecimal() and int(number) > 1:
+            yield (
+                f"{variable} is {number} in the environment: each of so many processes would train "
+                "alone, into one OUTPUT_DIR. Start them with torchrun, or a single one with "
+                f"--num-gpus; or unset {variable}"
+            )
+    if args.num_gpus < 0 or args.num_machines < 1:
+        yield f"--num-gpus is {args.num_gpus}, --num-machines {args.num_machines}: give 1 or more"
+    if not 0 <= args.machine_rank < max(args.num_machines, 1):
+        yield f"--machine-rank is {args.machine_rank}: give one of 0 to --num-machines minus 1"
+    if args.num_machines > 1 and args.dist_url == "auto":
+        yield "--dist-url is missing: several machines meet at tcp://HOST:PORT of the first one"
+    url = urlsplit(args.dist_url)
+    try:
+        is_place = url.scheme != "tcp" or url.port
+    except ValueError:  # no number, or none of a port
+        is_place = None
+    if not is_place:
+        yield f"--dist-url is {args.dist_url}: give tcp://HOST:PORT, the port in 1 to 65535"
+
+
 def launch_workers(args: argparse.Namespace) -> None:
     """Run a worker per GPU; what ends them ends this program with the same exit status."""
+    received: list[int] = []
 
     def forward(signum: int, frame: object) -> None:  # noqa: ARG001
+        received.append(signum)
         for worker in multiprocessing.active_children():
             if worker.pid:
                 os.kill(worker.pid, signum)
 
-    num_gpus = torch.cuda.device_count()
-    if 0 < num_gpus < args.num_gpus:
-        sys.stderr.write(
-            f"{program_of(args)}: --num-gpus is {args.num_gpus}, but this machine has {num_gpus} "
-            "GPUs\n"
-        )
+    for problem in problems_of_launch(args):
+        sys.stderr.write(f"{program_of(args)}: {problem}\n")
         sys.exit(2)
     if args.num_gpus > 1:
         load_config(args)  # once, or each worker would complain
@@ -147,6 +181,8 @@ def launch_workers(args: argparse.Namespace) -> None:
         )
     except torch.multiprocessing.ProcessExitedException as error:
         sys.exit(error.exit_code if error.exit_code >= 0 else 128 - error.exit_code)
+    if received:  # PyTorch makes the end of a worker by Ctrl-C one in order
+        sys.exit(128 + received[0])
 
 
 def run(args: argparse.Namespace) -> None:
@@ -155,7 +191,11 @@ def run(args: argparse.Namespace) -> None:
     Args:
         args: of Detectron2's ``default_argument_parser``.
     """
-    if dist.is_torchelastic_launched():
-        main_under_torchrun(args)
-    else:
-        launch_workers(args)
+    try:
+        if dist.is_torchelastic_launched():
+            main_under_torchrun(args)
+        else:
+            launch_workers(args)
+    except BAD_INPUT:  # what was wrong at the beginning has ended the program already
+        traceback.print_exc()
+        sys.exit(1)

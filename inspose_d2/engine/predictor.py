@@ -18,6 +18,7 @@ from ..config import ConfigError, get_cfg
 from ..data.images import ImageError, ResizeShortestEdge, read_image, to_array
 from ..data.keypoint_sets import register_datasets
 from ..model_zoo import find_weights
+from ..workers import stay_usable_after_fork
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ class InsPosePredictor:
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
         self.model = build_model(cfg).eval()
+        stay_usable_after_fork()
         if not cfg.MODEL.WEIGHTS:
             logger.warning("MODEL.WEIGHTS is empty: the weights of the model are random")
         InsPoseCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)

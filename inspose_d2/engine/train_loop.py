@@ -1,5 +1,6 @@
 """One step of training that never spoils the weights: Detectron2's `SimpleTrainer` with guards."""
 
+import errno
 import math
 import time
 from collections.abc import Iterable
@@ -12,10 +13,12 @@ from detectron2.utils.events import get_event_storage
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import Tensor, nn
 
+from ..workers import file_limit
 from .signals import Interrupted, StopRequest
 
 DEAD_STEPS = 30  # with dead KP-Nets, until training stops
 DEAD_SHARE = 0.02  # of active units at most: a stray one now and then brings no net back to life
+FEW_FILES = 1024  # open at once: fewer may not do for loader processes
 LOWEST_SCALE = 1.0  # of the gradient scaler, which begins at 65536 and halves at each overflow
 
 
@@ -242,10 +245,26 @@ def explain(error: Exception) -> Exception:
     """Say what may have ended a loader process, where that is the error; others stay.
 
     Torch tells of it by a signal handler, at any moment, or meets a transfer that breaks off.
+
+    Args:
+        error: one that is explained already stays too.
     """
-    if isinstance(error, ConnectionError | EOFError) or "DataLoader worker (pid" in str(error):
+    if isinstance(error, DataLoaderError):
+        return error
+    what = str(error) or type(error).__name__
+    broke_off = isinstance(error, ConnectionResetError | EOFError)
+    limit = file_limit()
+    out_of_files = getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or any(
+        words in what for words in ("Too many open files", "ancdata")
+    )
+    if out_of_files or (broke_off and 0 < limit < FEW_FILES):
         return DataLoaderError(
-            f"{error}. A loader process that vanishes was mostly killed for memory (see dmesg): "
+            f"{what}: too few open files are allowed, ulimit -n is {limit}: raise it, or lower "
+            "DATALOADER.NUM_WORKERS, then --resume"
+        )
+    if broke_off or "DataLoader worker (pid" in what:
+        return DataLoaderError(
+            f"{what}. A loader process that vanishes was mostly killed for memory (see dmesg): "
             "lower DATALOADER.NUM_WORKERS or free memory, then --resume"
         )
     return error

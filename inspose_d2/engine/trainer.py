@@ -38,7 +38,7 @@ from ..data.dataset_mapper import InsPoseDatasetMapper
 from ..data.keypoint_sets import register_datasets
 from ..data.train_loader import TrainingBatches, build_train_loader, mix
 from ..evaluation import InsPoseEvaluator
-from ..workers import on_one_worker
+from ..workers import guard_loader, on_one_worker
 from .ema import EMA
 from .signals import Interrupted, StopRequest
 from .test_time_augmentation import InsPoseWithTTA
@@ -382,7 +382,7 @@ class Trainer(DefaultTrainer):
         mapper = (InsPoseDatasetMapper if is_ours else DatasetMapper)(cfg, is_train=False)
         file = MetadataCatalog.get(dataset_name).get("json_file")
         with in_memory({file: checked} if checked else {}, evaluation=True):
-            return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+            return guard_loader(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
 
     @staticmethod
     def check_dataset(

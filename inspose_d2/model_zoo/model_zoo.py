@@ -17,6 +17,7 @@ from torch import nn
 from ..checkpoint import InsPoseCheckpointer
 from ..config import get_cfg
 from ..config.files import did_you_mean, list_configs
+from ..workers import stay_usable_after_fork
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 MANIFEST = CHECKPOINTS / "manifest.json"
@@ -69,6 +70,7 @@ def get_model(
     # The weights of timm would be replaced by those of the checkpoint.
     opts = ["MODEL.TIMM.PRETRAINED", False] + (["MODEL.DEVICE", device] if device else [])
     model = build_model(get_cfg(name, opts)).eval()
+    stay_usable_after_fork()
     if file is None:
         logger.warning(f"The weights of {name} are random: get_model was called without weights")
     else:
