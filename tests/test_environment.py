@@ -132,7 +132,7 @@ class Numbers(Dataset[int]):
 def test_loader_processes_leave_signals_to_their_parent() -> None:
     loader = workers.guard_loader(DataLoader(Numbers(), batch_size=None, num_workers=2))
     numbers = iter(loader)
-    found = [next(numbers)]
+    found = [next(numbers), next(numbers)]  # so both have begun
     script = "import os, sys\nfor x in sys.argv[2:]: os.kill(int(x), int(sys.argv[1]))"
     pids = [str(process.pid) for process in numbers._workers]
     for signum in (signal.SIGTERM, signal.SIGINT):

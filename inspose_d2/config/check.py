@@ -232,7 +232,7 @@ def _device_problems(cfg: CfgNode) -> Iterator[str]:
             yield f"MODEL.DEVICE is {device!r}, but there are {number} GPUs, counted from 0"
         return
     try:
-        torch.zeros(1, device=device).cpu()
+        torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0][:200]
         yield f"MODEL.DEVICE is {device!r}, which PyTorch cannot use: set it to 'cpu' ({reason})"
