@@ -31,6 +31,13 @@ WRONG = [
     (["eval", "--config-file", "quick/custom", "SEED", "1", "--resume"], "options go first"),
     (["validate", "--input", "no.json"], "no.json"),
     (["export", "--config-file", "no", "--output", "x.pt2"], "'no' is no file"),
+    (["export", "--config-file", "no", "--output", ".", "--format", "pt2"], "is a folder"),
+    (["benchmark", "MODEL.INSPOSE.SCORE_THRESH_TEST", "40"], "SCORE_THRESH_TEST must be in [0, 1]"),
+    (["web", "MODEL.INSPOSE.NMS_THRESH_TEST", "-1"], "NMS_THRESH_TEST must be in [0, 1]"),
+    (
+        ["browse", "data", "--config-file", "quick/synthetic_people", "--output", "list.json"],
+        "--output list.json: is a file; give a folder",
+    ),
     (["benchmark", "--device", "mps"], "MODEL.DEVICE is 'mps', which PyTorch cannot use"),
     (["web", "--device", "meta"], "MODEL.DEVICE is 'meta', which PyTorch cannot use"),
     (["train", "--config-file", "quick/custom", "--num-gpus", "-1"], "--num-gpus is -1"),

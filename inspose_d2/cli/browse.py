@@ -618,6 +618,8 @@ def run(args: argparse.Namespace) -> int:
     training = args.what == "data"
     register_datasets(cfg, training=training)
     check_config(cfg, training=training)
+    if args.output.exists() and not args.output.is_dir():
+        raise ValueError(f"--output {args.output}: is a file; give a folder")
     if training:
         page = browse_data(cfg, args.num, args.output)
     else:

@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     file_format = args.format or args.output.suffix.removeprefix(".")
     if file_format not in FORMATS:
         raise ValueError(f"--output {args.output}: must end in .onnx or .pt2, or give --format")
+    if args.output.is_dir():
+        raise ValueError(f"--output {args.output}: is a folder; give a file in it")
     if not args.output.absolute().parent.is_dir():
         raise ValueError(f"--output {args.output}: there is no such folder")
     if file_format == "onnx":

@@ -22,6 +22,7 @@ from detectron2.structures import Instances
 from tqdm import tqdm
 
 from ..config import get_cfg
+from ..config.check import check_model
 from ..data.folders import VIDEOS, Listing, is_metadata, list_folder
 from ..data.images import ImageError, read_image
 from ..engine.predictor import InsPosePredictor
@@ -397,10 +398,10 @@ def threshold_of(args: argparse.Namespace) -> float:
 
 
 def make_config(args: argparse.Namespace) -> CfgNode:
-    """Read the config and find the weights.
+    """Read the config, check it and find the weights.
 
     Raises:
-        ValueError: a config without weights, or weights that are not there.
+        ValueError: a config that cannot be used or without weights, or weights that are not there.
     """
     opts = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
     weights = args.weights or opts.get("MODEL.WEIGHTS")
@@ -410,6 +411,7 @@ def make_config(args: argparse.Namespace) -> CfgNode:
         weights = DEFAULT_WEIGHTS
     device = ["MODEL.DEVICE", args.device] if args.device else []
     cfg = get_cfg(args.config_file or DEFAULT_CONFIG, [*args.opts, *device])
+    check_model(cfg)  # before a threshold of the command takes the place of a wrong one
     cfg.MODEL.WEIGHTS = str(find_weights(weights))
     return cfg
 
