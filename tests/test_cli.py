@@ -39,7 +39,7 @@ WRONG = [
         "--output list.json: is a file; give a folder",
     ),
     (["benchmark", "--device", "mps"], "MODEL.DEVICE is 'mps', which PyTorch cannot use"),
-    (["web", "--device", "meta"], "MODEL.DEVICE is 'meta', which PyTorch cannot use"),
+    (["web", "--device", "xpu"], "MODEL.DEVICE is 'xpu', which PyTorch cannot use"),
     (["train", "--config-file", "quick/custom", "--num-gpus", "-1"], "--num-gpus is -1"),
     (["train", "--config-file", "quick/custom", "--machine-rank", "1"], "--machine-rank is 1"),
     (
