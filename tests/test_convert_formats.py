@@ -393,6 +393,21 @@ def test_a_line_of_yolo_is_a_person(tmp_path: Path) -> None:
     is_sound(tmp_path, done.folder, done)
 
 
+@pytest.mark.fault
+def test_folders_of_yolo_may_be_links_and_come_from_a_mac(tmp_path: Path) -> None:
+    save_yolo(tmp_path / "real", [LINE])
+    images = tmp_path / "real" / "train" / "images"
+    (images / "._a.png").write_bytes(b"Mac OS X")
+    (images / "c.svg").write_text("<svg/>")
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "part").symlink_to(tmp_path / "real" / "train")
+    done = read_yolo(tmp_path / "all", keypoints=NAMES)
+    names = [x["file_name"] for x in done.coco["images"]]
+    assert names == ["part/images/a.png", "part/images/b.png"]
+    assert first(done)["bbox"] == [8, 10, 16, 20]
+    assert done.changes["files left out, no images that can be read: c.svg"] == 1
+
+
 @pytest.mark.parametrize("names", [{0: NAMES}, NAMES, [NAMES]])
 def test_points_of_yolo_without_v_are_labelled_unless_at_0_0(tmp_path: Path, names: Any) -> None:
     line = f"0 0.25 {20 / 48} 0.25 {20 / 48} 0.25 0.25 0.375 0.75 0 0"

@@ -35,18 +35,18 @@ def is_metadata(path: Path) -> bool:
     return path.name.startswith("._") or "__MACOSX" in path.parts
 
 
-def list_folder(top: Path, ours: Path) -> Listing:
+def list_folder(top: Path, ours: Path | None = None) -> Listing:
     """List the images of a folder and of all below, through links too, each folder once.
 
     Args:
         top: the folder.
-        ours: a folder that is not looked into.
+        ours: a folder that is not looked into, if any.
 
     Returns:
         Paths that begin with ``top``.
     """
     listing = Listing()
-    seen = {os.path.realpath(ours)}
+    seen = {os.path.realpath(ours)} if ours else set()
     waiting = deque([top])
     while waiting:
         folder = waiting.popleft()

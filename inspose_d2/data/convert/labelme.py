@@ -11,6 +11,7 @@ from typing import Any
 
 from ..annotations import AnnotationError
 from ..coco_file import load_annotations
+from ..folders import is_metadata
 from .common import (
     HIDDEN,
     Changes,
@@ -47,7 +48,7 @@ def read_labelme(
         OSError: a file cannot be read.
         AnnotationError: something is wrong; names the file, the shape and the key.
     """
-    files = sorted(folder.rglob("*.json"))
+    files = sorted(x for x in folder.rglob("*.json") if not is_metadata(x.relative_to(folder)))
     if not files:
         raise AnnotationError(f"{folder}: no json file in it, or no folder")
     changes = Changes()

@@ -17,7 +17,7 @@ import yaml
 
 from ..annotations import AnnotationError, find_problems
 from ..coco_file import load_annotations, plain
-from ..images import SUFFIXES
+from ..folders import list_folder
 from ..keypoint_names import infer_flip_pairs
 from .common import (
     PERSON,
@@ -68,10 +68,13 @@ def read_yolo(
     """
     config = _read_config(source) if source.is_file() else {}
     folder = images or _image_folder(source, config, split)
-    files = sorted(x for x in folder.rglob("*") if x.suffix.lower() in SUFFIXES)
+    listing = list_folder(folder)
+    files = listing.images
     if not files:
         raise AnnotationError(f"{folder}: no images in it, or no folder; name it by --images")
     changes = Changes()
+    odd = sorted(Path(x).name for x in listing.left_out)
+    changes[f"files left out, no images that can be read: {some(odd)}"] += len(odd)
     _check_labels(files, changes)
     names = [x.relative_to(folder).as_posix() for x in files]
     entries = [{"id": n, "file_name": name} for n, name in enumerate(names, start=1)]
