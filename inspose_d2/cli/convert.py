@@ -1,7 +1,6 @@
 """``inspose convert``: data sets and checkpoints into the forms that are read here."""
 
 import argparse
-import json
 from collections.abc import Callable
 
 from ..checkpoint.opera import CONFIG, convert_opera_checkpoint
@@ -57,8 +56,7 @@ def _select(args: argparse.Namespace) -> int:
         coco = select_keypoints(coco, args.keypoints)
     except ValueError as error:
         raise ValueError(f"{args.input}: {error}") from error
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(coco))
+    write_json(args.output, coco)
     return 0
 
 
