@@ -3,6 +3,7 @@
 Whatever ends a run leaves a checkpoint, from which it resumes exactly.
 """
 
+import importlib
 import logging
 import os
 import weakref
@@ -27,6 +28,7 @@ from detectron2.solver.build import (
 )
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventWriter
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
@@ -215,6 +217,15 @@ class Trainer(DefaultTrainer):
             metric = "keypoints/AP" if len(names) == 1 else f"{names[0]}/keypoints/AP"
             built.insert(-1, BestCheckpointer(period, self.checkpointer, metric))  # then the writer
         return built
+
+    def build_writers(self) -> list[EventWriter]:
+        """Build Detectron2's writers, and import what they write with before loaders start.
+
+        The error that tells of a killed loader process may come at any line: inside an import it
+        would be taken for another one.
+        """
+        importlib.import_module("torch.utils.tensorboard")
+        return super().build_writers()
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
