@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -53,7 +54,8 @@ class InsPoseGraph(nn.Module):
         padding = (0, -width % divisor, 0, -height % divisor)
         predictions = model.predict(F.pad(model.normalize(image), padding)[None])
         locations = Locations.of(predictions.params_features, model.strides)
-        ((keypoints, boxes, scores, _),) = model.decode(predictions, locations, [(height, width)])
+        size = height, width
+        ((keypoints, boxes, scores, where),) = model.decode(predictions, locations, [size])
         keypoints, boxes, scores = _add_two(keypoints, boxes, scores)
         keep, _ = best_poses(
             keypoints,
@@ -63,10 +65,15 @@ class InsPoseGraph(nn.Module):
             max_poses=model.max_poses,
             sigmas=model.nms_sigmas,
         )
-        # As detector_postprocess does for the eager model; it drops the two as well.
-        boxes = clip_boxes_to_image(boxes, (height, width))
-        keep = keep[(boxes[keep, 2:] > boxes[keep, :2]).all(dim=1)]
-        return boxes[keep], scores[keep], keypoints[keep]
+        keep = keep[keep < where.shape[0]]  # without the two
+        poses = keypoints[keep], boxes[keep], scores[keep], where[keep]
+        if model.decoding == "expected_oks":
+            (poses,) = model.refine(predictions, locations, [poses], [size])
+        keypoints, boxes, scores, _ = poses
+        # As detector_postprocess does for the eager model.
+        boxes = clip_boxes_to_image(boxes, size)
+        inside = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+        return boxes[inside], scores[inside], keypoints[inside]
 
 
 def _add_two(keypoints: Tensor, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,11 +100,22 @@ class _KPNetAtOnce(KPNet):
         features: Tensor,
         sizes: list[tuple[int, int]],
     ) -> tuple[Tensor, Tensor]:
-        """See :meth:`KPNet.peaks`; all maps are in memory at once."""
+        """See :meth:`KPNet.peaks`."""
+        ((_, _, logits),) = self.maps(params, candidates, features, sizes)
+        return find_peaks(logits, sizes[0][1])
+
+    def maps(
+        self,
+        params: Tensor,
+        candidates: Candidates,
+        features: Tensor,
+        sizes: list[tuple[int, int]],
+    ) -> Iterator[tuple[int, slice, Tensor]]:
+        """See :meth:`KPNet.maps`; all are in memory at once."""
         (size,) = sizes
         shared = self.shared_input(self.crop(features[0], self.feature_size(size)))
         logits = self.logits(params, candidates.points, candidates.strides, shared)
-        return find_peaks(self.resample(logits, size), size[1])
+        yield 0, slice(None), self.resample(logits, size)
 
     @staticmethod
     def crop(maps: Tensor, size: tuple[int, int]) -> Tensor:

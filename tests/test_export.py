@@ -30,6 +30,10 @@ MODELS = {
     "box head": {"MODEL.INSPOSE.BOX_HEAD.ENABLED": True},
     "no disk offset": {"MODEL.INSPOSE.DISK_OFFSET.ENABLED": False},
     "NMS of poses": {"MODEL.INSPOSE.NMS_TYPE_TEST": "poses"},
+    "expected OKS": {
+        "MODEL.INSPOSE.DECODING_TEST": "expected_oks",
+        "MODEL.INSPOSE.KEYPOINT_SCORE_WEIGHT_TEST": 0.5,
+    },
     "maps at 1/4": {"MODEL.INSPOSE.MAP_STRIDE": 4},
     "maps at 1/16": {"MODEL.INSPOSE.MAP_STRIDE": 16},
     "features at 1/4": {"MODEL.INSPOSE.MAP_STRIDE": 4, "MODEL.INSPOSE.RESAMPLE": "features"},

@@ -109,6 +109,7 @@ OFFICIAL = {
     "MODEL.INSPOSE.KEYPOINT_BRANCH.IN_FEATURE": "p3",
     "MODEL.INSPOSE.BOX_HEAD.ENABLED": False,
     "MODEL.INSPOSE.KEYPOINT_SCORE_WEIGHT_TEST": 0.0,
+    "MODEL.INSPOSE.DECODING_TEST": "peaks",
 }
 
 # Keys that name one of several things.
@@ -116,6 +117,7 @@ MODEL_CHOICES: dict[str, Sequence[str]] = {
     "MODEL.INSPOSE.UNLABELED_PERSONS": ("ignore", "background"),
     "MODEL.INSPOSE.RESAMPLE": ("predictions", "features"),
     "MODEL.INSPOSE.CLS_LOSS": ("focal", "varifocal"),
+    "MODEL.INSPOSE.DECODING_TEST": ("peaks", "expected_oks"),
     "MODEL.INSPOSE.NMS_TYPE_TEST": ("boxes", "poses"),
     "MODEL.INSPOSE.KP_NET.BACKEND": ("auto", "torch", "grouped", "triton"),
     "INPUT.RESIZE": ("pillow", "opencv"),

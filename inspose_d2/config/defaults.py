@@ -192,6 +192,10 @@ def add_inspose_config(cfg: CN) -> None:
     cfg.MODEL.INSPOSE.TOPK_CANDIDATES_TEST = 500
     cfg.MODEL.INSPOSE.NMS_TYPE_TEST = "boxes"
     cfg.MODEL.INSPOSE.NMS_THRESH_TEST = 0.6
+    # Where a keypoint is, by its map: at the "peaks" (the paper, eq. 2 and 3), with the probability
+    # there for its score; or (ours), "expected_oks", where the expected OKS is highest, which then
+    # is its score; see expected_oks.py.
+    cfg.MODEL.INSPOSE.DECODING_TEST = "peaks"
     # Score of a pose: the geometric mean of its person probability and its mean keypoint score, the
     # latter with this weight, in [0, 1]. 0 is the person probability alone (the paper); the
     # ranking at 0.75 is that of probability times the third power of the mean (ours).

@@ -15,7 +15,8 @@ from torchvision.ops import clip_boxes_to_image
 
 from ..config.check import check_model
 from .branches import DiskOffsetBranch, HeatmapBranch, KeypointFeatureBranch
-from .candidates import Candidates, select_by_score
+from .candidates import Candidates, candidates_of, select_by_score
+from .expected_oks import decode_by_expected_oks
 from .geometry import Locations, map_size
 from .head import InsPoseHead
 from .image_model import ImageModel
@@ -31,7 +32,7 @@ from .losses import (
     regression_loss,
 )
 from .oks import object_keypoint_similarity, oks_sigmas
-from .postprocess import boxes_of_poses, select_poses
+from .postprocess import body_areas, boxes_of_poses, instances_of, select_poses
 from .target_generator import PERSON, TargetGenerator, Targets
 
 
@@ -72,6 +73,7 @@ class InsPose(ImageModel):
         loss_weights: dict[str, float],
         score_threshold: float,
         topk_candidates: int,
+        decoding: str,
         nms_type: str,
         nms_threshold: float,
         keypoint_score_weight: float,
@@ -99,6 +101,7 @@ class InsPose(ImageModel):
             loss_weights: weight of each loss key.
             score_threshold: lowest person probability of a candidate.
             topk_candidates: most candidates of an image.
+            decoding: "peaks" (the paper) or "expected_oks", see :func:`decode_by_expected_oks`.
             nms_type: "boxes" (the paper) or "poses", see :func:`nms_of_poses`.
             nms_threshold: see :func:`select_poses`.
             keypoint_score_weight: of the mean keypoint score in the score of a pose, in [0, 1].
@@ -122,6 +125,7 @@ class InsPose(ImageModel):
         self.loss_weights = loss_weights
         self.score_threshold = score_threshold
         self.topk_candidates = topk_candidates
+        self.decoding = decoding
         self.nms_type = nms_type
         self.nms_threshold = nms_threshold
         self.keypoint_score_weight = keypoint_score_weight
@@ -213,6 +217,7 @@ class InsPose(ImageModel):
             "loss_weights": {f"loss_{key.lower()}": w for key, w in node.LOSS_WEIGHT.items()},
             "score_threshold": node.SCORE_THRESH_TEST,
             "topk_candidates": node.TOPK_CANDIDATES_TEST,
+            "decoding": node.DECODING_TEST,
             "nms_type": node.NMS_TYPE_TEST,
             "nms_threshold": node.NMS_THRESH_TEST,
             "keypoint_score_weight": node.KEYPOINT_SCORE_WEIGHT_TEST,
@@ -409,8 +414,8 @@ class InsPose(ImageModel):
         Returns:
             Per image ``Instances`` in pixels of the network input.
         """
-        poses = self.decode(predictions, locations, image_sizes)
-        return [
+        decoded = self.decode(predictions, locations, image_sizes)
+        poses = [
             select_poses(
                 keypoints,
                 boxes,
@@ -419,10 +424,22 @@ class InsPose(ImageModel):
                 nms_threshold=self.nms_threshold,
                 max_poses=self.max_poses,
                 sigmas=self.nms_sigmas,
-                locations=where if with_locations else None,
+                locations=where,
             )
-            for (keypoints, boxes, scores, where), size in zip(poses, image_sizes, strict=True)
+            for (keypoints, boxes, scores, where), size in zip(decoded, image_sizes, strict=True)
         ]
+        if self.decoding == "expected_oks":
+            kept = [
+                (x.pred_keypoints, x.pred_boxes.tensor, x.scores, x.pred_locations) for x in poses
+            ]
+            refined = self.refine(predictions, locations, kept, image_sizes)
+            poses = [
+                instances_of(size, *own) for size, own in zip(image_sizes, refined, strict=True)
+            ]
+        if not with_locations:
+            for own in poses:
+                own.remove("pred_locations")
+        return poses
 
     def decode(
         self, predictions: Predictions, locations: Locations, image_sizes: list[tuple[int, int]]
@@ -457,7 +474,8 @@ class InsPose(ImageModel):
             (
                 keypoints,
                 boxes_of_poses(keypoints) if own is None else clip_boxes_to_image(own, size),
-                self._pose_scores(score, keypoints),
+                # Where poses are refined, by these alone: NMS comes before.
+                score if self.decoding == "expected_oks" else self._pose_scores(score, keypoints),
                 index,
             )
             for keypoints, own, score, index, size in per_image
@@ -504,6 +522,52 @@ class InsPose(ImageModel):
             )
             for own_cells, own_scores, own_offsets, (_, width), image_size in per_image
         ]
+
+    def refine(
+        self,
+        predictions: Predictions,
+        locations: Locations,
+        poses: list[tuple[Tensor, Tensor, Tensor, Tensor]],
+        image_sizes: list[tuple[int, int]],
+    ) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Decode the poses that NMS has left once more, by the expected OKS (ours).
+
+        Args:
+            predictions: of the network.
+            locations: of the padded images.
+            poses: per image what :meth:`decode` gives, of N poses.
+            image_sizes: (H, W) of each image without padding, pixels.
+
+        Returns:
+            The same, best first: keypoints and their scores, boxes around them, scores of poses.
+        """
+        candidates = candidates_of(locations, [where for _, _, _, where in poses])
+        patches = self.head.patches_at(predictions.params_features, candidates)
+        params = self.head.predict_params(patches)
+        areas = body_areas(torch.cat([keypoints for keypoints, _, _, _ in poses]))
+        stride, offsets = self.kp_net.map_stride, predictions.disk_offsets
+        sizes = [map_size(size, stride) for size in image_sizes]
+        features = predictions.keypoint_features
+        decoded = [
+            decode_by_expected_oks(
+                logits,
+                None if offsets is None else offsets[image],
+                areas[chunk],
+                self.oks_sigmas,
+                stride=stride,
+                map_size=sizes[image],
+                image_size=image_sizes[image],
+            )
+            for image, chunk, logits in self.kp_net.maps(params, candidates, features, sizes)
+        ]
+        keypoints = torch.cat([poses[0][0][:0], *decoded]).split(candidates.counts)
+        refined = []
+        for found, (_, boxes, scores, where) in zip(keypoints, poses, strict=True):
+            scores = self._pose_scores(scores, found)
+            best = scores.argsort(descending=True, stable=True)
+            boxes = boxes_of_poses(found) if self.head.box_pred is None else boxes
+            refined.append((found[best], boxes[best], scores[best], where[best]))
+        return refined
 
     def _pose_scores(self, scores: Tensor, keypoints: Tensor) -> Tensor:
         """Mix person probabilities (n,) with the scores of keypoints (n, K, 3)."""

@@ -248,6 +248,29 @@ class KPNet:
             return cells, (peaks - log_sums).exp()
         scores = features.new_empty(len(params), self.num_keypoints, dtype=torch.float32)
         cells = torch.empty_like(scores, dtype=torch.int64)
+        for image, chunk, logits in self.maps(params, candidates, features, sizes):
+            height, width = sizes[image]
+            cells[chunk], scores[chunk] = find_peaks(logits, width * math.gcd(height, 4))
+        return cells, scores
+
+    def maps(
+        self,
+        params: Tensor,
+        candidates: Candidates,
+        features: Tensor,
+        sizes: list[tuple[int, int]],
+    ) -> Iterator[tuple[int, slice, Tensor]]:
+        """Make the keypoint maps, a few persons of an image at a time.
+
+        Args:
+            params: as for :meth:`peaks`.
+            candidates: the same.
+            features: the same.
+            sizes: the same.
+
+        Yields:
+            Number of the image, which candidates, and their (n, K, H*W) maps (logits).
+        """
         inputs = [
             self.shared_input(features[image, :, :height, :width])
             for image, (height, width) in enumerate(map(self.feature_size, sizes))
@@ -256,10 +279,7 @@ class KPNet:
             logits = self.logits(
                 params[chunk], candidates.points[chunk], candidates.strides[chunk], inputs[image]
             )
-            height, width = sizes[image]
-            logits = self.resample(logits, (height, width))
-            cells[chunk], scores[chunk] = find_peaks(logits, width * math.gcd(height, 4))
-        return cells, scores
+            yield image, chunk, self.resample(logits, sizes[image])
 
     def log_probs(
         self, params: Tensor, candidates: Candidates, features: Tensor, cells: Tensor

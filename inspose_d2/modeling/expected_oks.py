@@ -1,0 +1,75 @@
+"""Decoding keypoint maps to the points of the highest expected OKS (ours, instead of eq. 2)."""
+
+import torch
+from torch import Tensor
+
+
+def decode_by_expected_oks(
+    logits: Tensor,
+    disk_offsets: Tensor | None,
+    areas: Tensor,
+    sigmas: Tensor,
+    *,
+    stride: int,
+    map_size: tuple[int, int],
+    image_size: tuple[int, int],
+) -> Tensor:
+    """Find for each keypoint the point where the expected OKS is highest.
+
+    A map is a distribution over the cells where the keypoint may be. OKS forgives a distance in
+    proportion to the person's size and to the keypoint's sigma; so its expectation at a point is
+    the map under a Gaussian of that width, and it is highest where much probability lies near,
+    not in the single best cell: for a large person dozens of cells are as good. From the best cell
+    the point moves to the mean, under the same Gaussian, of the places that the disk offsets point
+    at: as the Gaussian becomes narrower than a cell this becomes eq. 2 and 3.
+
+    Args:
+        logits: (N, K, H*W) keypoint maps of N persons.
+        disk_offsets: as for :func:`.decode_keypoints`; (2K, at least H, at least W) or None.
+        areas: (N,) of the persons, square pixels, as OKS takes them.
+        sigmas: (K,) of OKS.
+        stride: image pixels per cell.
+        map_size: (H, W) of the maps without padding.
+        image_size: (H, W) of the image in pixels.
+
+    Returns:
+        (N, K, 3) keypoints x, y in image pixels, and the expected OKS in [0, 1] as their scores.
+    """
+    height, width = map_size
+    columns = torch.arange(width, device=logits.device)
+    rows = torch.arange(height, device=logits.device)
+    with torch.autocast(logits.device.type, enabled=False):  # whose products would be rounded
+        maps = logits.float().softmax(dim=2).unflatten(2, map_size)
+        # Half of what OKS divides the square of a distance by is the variance of the Gaussian.
+        spread = 2 * sigmas * areas.sqrt()[:, None] / stride  # (N, K) cells
+        across, down = _gaussian(columns, spread), _gaussian(rows, spread)
+        scores, cells = (down @ maps @ across).flatten(2).max(dim=2)
+        row = cells // width
+        column = cells - row * width
+        near = maps * _row_of(down, row)[..., None] * _row_of(across, column)[:, :, None]
+        places = _places(disk_offsets, columns, rows, sigmas)
+        points = torch.einsum("nkc,kdc->nkd", near.flatten(2), places.flatten(2))
+        x, y = (points / near.sum(dim=(2, 3))[..., None] * stride).unbind(dim=2)
+    x, y = x.clamp(0, image_size[1]), y.clamp(0, image_size[0])
+    return torch.stack([x, y, scores.clamp(max=1)], dim=2)
+
+
+def _gaussian(cells: Tensor, spread: Tensor) -> Tensor:
+    """How much OKS is left at each distance between two of W cells: (N, K, W, W)."""
+    square = (cells[:, None] - cells).square()
+    return torch.exp(-square / (2 * spread.square())[..., None, None])
+
+
+def _row_of(matrices: Tensor, row: Tensor) -> Tensor:
+    """Take a row of each of the matrices (N, K, W, W): (N, K, W)."""
+    index = row[..., None, None].expand(-1, -1, 1, matrices.shape[3])
+    return matrices.gather(2, index)[:, :, 0]
+
+
+def _places(disk_offsets: Tensor | None, columns: Tensor, rows: Tensor, like: Tensor) -> Tensor:
+    """Where each cell says that the keypoint is, x, y in cells: (K, 2, H, W)."""
+    cells = torch.stack(torch.meshgrid(columns, rows, indexing="xy")).to(like.dtype)
+    if disk_offsets is None:
+        return (cells + 0.5).expand(len(like), -1, -1, -1)
+    offsets = disk_offsets.unflatten(0, (-1, 2))
+    return cells + offsets.index_select(-2, rows).index_select(-1, columns)
