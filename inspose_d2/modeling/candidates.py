@@ -90,5 +90,5 @@ def candidates_of(locations: Locations, chosen: list[Tensor]) -> Candidates:
         The candidates in this order.
     """
     image = torch.cat([torch.full_like(own, number) for number, own in enumerate(chosen)])
-    index, counts = torch.cat(chosen), [len(own) for own in chosen]
+    index, counts = torch.cat(chosen), [own.shape[0] for own in chosen]
     return Candidates(image, index, locations.points[index], locations.strides[index], counts)
