@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -99,6 +99,20 @@ def leave_signals_to_parent(number: int = 0) -> None:  # noqa: ARG001  as DataLo
 
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in all threads that begin here
     threading.Thread(target=wait, daemon=True).start()
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Finish what must become whole: Ctrl-C and SIGTERM are not heard meanwhile."""
+    former = {}
+    with contextlib.suppress(ValueError):  # only the main thread hears them, and may do it
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            former[signum] = signal.signal(signum, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for signum, handler in former.items():
+            signal.signal(signum, handler)
 
 
 def file_limit() -> int:

@@ -24,6 +24,8 @@ from PIL import Image, features
 from inspose_d2 import cli
 from inspose_d2.cli import predict as demo
 from inspose_d2.cli.parsers import make_parser
+from inspose_d2.cli.pictures import make_jobs
+from inspose_d2.cli.results import ResultsFile
 
 ROOT = Path(__file__).parent.parent
 SIZE = (60, 80)  # of the pictures, (H, W)
@@ -88,6 +90,14 @@ def video(path: Path, frames: int = 6, fps: float = 12.5) -> Path:
         writer.write(frame)
     writer.release()
     return path
+
+
+def frames_of(path: str) -> list[np.ndarray]:
+    """Pictures of a video, (H, W, 3)."""
+    capture, frames = cv2.VideoCapture(path), []
+    while (frame := capture.read()[1]) is not None:
+        frames.append(frame)
+    return frames
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
@@ -176,7 +186,7 @@ def test_pattern_and_folder_together_each_image_once(
 
 def test_names_that_become_the_same_stay_apart(tmp_path: Path) -> None:
     sources = [tmp_path / name for name in ("a.tif", "a.tif.png", "a.tif.png.png")]
-    jobs = demo.make_jobs(sources, tmp_path, tmp_path / "out")
+    jobs = make_jobs(sources, tmp_path, tmp_path / "out")
     assert len({job.picture for job in jobs}) == 3
 
 
@@ -359,7 +369,7 @@ def test_weights_that_are_not_there_are_refused() -> None:
 def test_writing_results_leaves_the_poses_as_they_are(tmp_path: Path) -> None:
     poses = MadeUpPredictor.poses(np.zeros((*SIZE, 3), np.uint8))
     before = poses.pred_keypoints.clone()
-    with demo.ResultsFile(tmp_path / "results.json") as file:
+    with ResultsFile(tmp_path / "results.json") as file:
         file.add(poses, 0, "a")
         file.add(poses, 1, "a")
     assert torch.equal(poses.pred_keypoints, before)
@@ -377,7 +387,7 @@ def test_video_keeps_frames_rate_and_size(
     capture = cv2.VideoCapture("v/w.webm")
     assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(12.5)
     assert int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little") == b"VP90"
-    frames = list(demo.frames_of(capture))
+    frames = frames_of("v/w.webm")
     assert [x.shape for x in frames] == [(*SIZE, 3)] * 6
     for i, frame in enumerate(frames):  # in their order
         assert frame[30, :, 1].argmax() // 8 == i
@@ -390,33 +400,38 @@ def test_video_keeps_frames_rate_and_size(
 def test_interrupted_video_leaves_whole_files(
     tool: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = demo.frames_of
+    found = MadeUpPredictor.poses
 
-    def interrupted(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
-        for i, frame in enumerate(read(capture)):
-            if i == 3:
-                raise KeyboardInterrupt
-            yield frame
+    def interrupted(image: np.ndarray) -> Instances:
+        if image[30, :, 1].argmax() // 8 == 3:
+            raise KeyboardInterrupt
+        return found(image)
 
-    monkeypatch.setattr(demo, "frames_of", interrupted)
+    monkeypatch.setattr(MadeUpPredictor, "poses", staticmethod(interrupted))
     source = video(tmp_path / "walk.avi")
     assert tool("--input", source, "--output", "out") == cli.INTERRUPTED
     assert len(results(tmp_path / "out")) == 3
-    assert len(list(read(cv2.VideoCapture("out/poses/walk.webm")))) == 3
+    assert len(frames_of("out/poses/walk.webm")) == 3
 
 
 def test_webcam_without_a_display_writes_files(
-    tool: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tool: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     source = video(tmp_path / "camera.avi")
     opened = cv2.VideoCapture
-    monkeypatch.setattr(cv2, "VideoCapture", lambda x: opened(str(source) if x == 0 else x))
+    plugged = [str(source)]  # once: it is pulled out at the end
+    monkeypatch.setattr(cv2, "VideoCapture", lambda x: opened(plugged.pop() if plugged else ""))
+    monkeypatch.setattr("inspose_d2.data.video.WAITS", (0, 0))
     monkeypatch.setattr(cv2, "imshow", lambda *_: pytest.fail("there is no display"))
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
-    assert tool("--input", "webcam", "--output", "out") == demo.DONE
+    assert tool("--input", "webcam", "--output", "out") == demo.SOME_LEFT_OUT
     assert files_below(tmp_path / "out") == {"poses/webcam.webm", "results.json"}
+    assert "webcam: broke off after " in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from ..modeling.keypoint_codec import decode_keypoints
 from ..modeling.official.head import DENSE_SCALE
 from ..modeling.target_generator import LEFT_OUT, NO_PERSON, PERSON, Targets
 from ..visualization.poses import draw_poses
-from .predict import write_picture
+from .pictures import write_picture
 
 MATCH_OKS = 0.5  # the lowest threshold of COCO's AP
 SHOWN_SIZE = 640  # pixels, that the longer side of a small training image is enlarged to

@@ -2,43 +2,50 @@
 
 import argparse
 import contextlib
-import glob
+import errno
 import itertools
-import json
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
 import cv2
 import numpy as np
 import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
+from detectron2.utils import comm
 from tqdm import tqdm
 
 from ..config import get_cfg
 from ..config.check import check_model
-from ..data.folders import VIDEOS, Listing, is_metadata, list_folder
+from ..data import video
 from ..data.images import ImageError, read_image
+from ..data.threads import ReadAhead, WriteBehind
+from ..data.video import WEBCAM, Frame, VideoSource
+from ..engine.launch import under_torchrun
 from ..engine.predictor import InsPosePredictor
 from ..model_zoo import Checkpoint, find_weights, list_checkpoints
 from ..modeling.keypoint_maps import keypoint_maps_of
 from ..visualization.poses import draw_keypoint_maps, draw_poses
+from ..workers import undisturbed
+from .pictures import Job, find_images, folder_of, make_jobs, write_picture
+from .results import ResultsFile, to_coco
 from .rule import DONE, NOTHING, SOME_LEFT_OUT
+from .shards import Shards, identify, in_step
 
 # The model of commands that name none.
 # In the package, so that the first command finds the people in a photograph.
 DEFAULT_CONFIG = "people/InsPose_Lite0_people"
 DEFAULT_WEIGHTS = "people_lite0"
 
-WRITTEN = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}  # a picture of another becomes name.gif.png
-WEBCAM = "webcam"
-MOST_FRAMES = 0.98  # of those that a video's file promises
+FULL = {errno.ENOSPC, errno.EDQUOT}  # the next picture would not fit either
+LONGEST_WAIT = timedelta(days=7)  # of a worker for the slowest of the others
 
 T = TypeVar("T")
 
@@ -48,6 +55,7 @@ class Demo:
 
     def __init__(self, cfg: CfgNode, score_threshold: float, batch_size: int) -> None:
         least = min(score_threshold, cfg.MODEL.INSPOSE.SCORE_THRESH_TEST)
+        self.cfg = cfg
         self.predictor = InsPosePredictor(cfg, score_threshold=least)
         self.max_pixels = cfg.INPUT.MAX_PIXELS
         self.metadata = MetadataCatalog.get(next(iter(cfg.DATASETS.TEST), "__unused"))
@@ -85,247 +93,70 @@ class Demo:
         )
 
 
-class ResultsFile:
-    """A JSON list, written as it grows; whole as soon as the ``with`` block is left."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.num_poses = 0
-
-    def __enter__(self) -> "ResultsFile":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = self.path.open("w", encoding="utf-8")
-        self.file.write("[")
-        return self
-
-    def add(self, poses: Instances, image_id: int, file_name: str) -> None:
-        """Write the poses of an image."""
-        copy = Instances(poses.image_size, **poses.get_fields())
-        copy.pred_keypoints = poses.pred_keypoints.clone()  # Detectron2 changes it
-        for pose in instances_to_coco_json(copy, image_id):
-            pose |= {"category_id": 1, "file_name": file_name}
-            comma = "," if self.num_poses else ""
-            self.file.write(f"{comma}\n{json.dumps(pose, allow_nan=False)}")
-            self.num_poses += 1
-
-    def __exit__(self, *_: object) -> None:
-        self.file.write("\n]\n")
-        self.file.close()
-
-
-@dataclass(frozen=True)
-class Job:
-    """An image to do."""
-
-    source: Path
-    name: str  # in the tree of the inputs
-    image_id: int
-    picture: Path  # to be written
-    kp_net_picture: Path
-
-
-def find_images(inputs: Sequence[str], output: Path) -> tuple[list[Path], Path, dict[str, str]]:
-    """Find the images of files, folders (with all below) and patterns.
-
-    Args:
-        inputs: of the command line.
-        output: what lies in this folder is not taken from others: it is ours.
-
-    Returns:
-        Absolute paths, each once, the deepest folder above all of them, and why files that look
-        like images or videos are not among them.
-
-    Raises:
-        ValueError: nothing is there.
-    """
-    found: dict[Path, None] = {}
-    left_out: dict[str, str] = {}
-    roots = []
-    for text in inputs:
-        # A file whose name has brackets is no pattern.
-        matches = [text] if os.path.lexists(text) else glob.glob(text, recursive=True)
-        listing = Listing()
-        for path in sorted(Path(x).absolute() for x in matches):
-            if path.is_dir():
-                below = list_folder(path, output)
-                listing.images += below.images
-                listing.left_out |= below.left_out
-                roots.append(path)
-            elif path == Path(text).absolute() or not is_metadata(path):
-                listing.images.append(path)
-                roots.append(path.parent)
-        if not listing.images and not listing.left_out:
-            raise ValueError(f"--input {text}: no such file, or a folder or pattern without images")
-        found |= dict.fromkeys(listing.images)
-        left_out |= listing.left_out
-    return list(found), Path(os.path.commonpath(roots)), left_out
-
-
-def folder_of(output: Path) -> Path:
-    """Folder of what is written: ``--output``, or where it is a picture the folder around it."""
-    is_picture = output.suffix.lower() in WRITTEN and not output.is_dir()
-    return output.parent if is_picture else output
-
-
-def make_jobs(sources: Sequence[Path], root: Path, output: Path) -> list[Job]:
-    """Say what becomes of each image.
-
-    Args:
-        sources: absolute paths.
-        root: a folder above all of them.
-        output: a folder or, of a single image, the picture.
-
-    Returns:
-        Jobs with pictures of different names.
-
-    Raises:
-        ValueError: one picture for several images, or one in the place of its source.
-    """
-    folder = folder_of(output)
-    as_file = folder != output
-    if as_file and len(sources) > 1:
-        raise ValueError(f"--output {output}: {len(sources)} images need a folder")
-    numbered = [x.stem for x in sources if x.stem.isascii() and x.stem.isdecimal()]
-    by_name = len(set(map(int, numbered))) == len(sources)
-    jobs, taken = [], set()
-    for place, source in enumerate(sources):
-        name = source.relative_to(root)
-        file = name
-        while file.suffix.lower() not in WRITTEN or file in taken:
-            file = file.with_name(f"{file.name}.png")
-        taken.add(file)
-        picture = output if as_file else folder / "poses" / file
-        if picture.absolute() == source:
-            raise ValueError(f"--output {output}: {source} would be overwritten")
-        image_id = int(source.stem) if by_name else place
-        jobs.append(Job(source, name.as_posix(), image_id, picture, folder / "kp_nets" / file))
-    return jobs
-
-
 def batches(items: Iterator[T], size: int) -> Iterator[list[T]]:
     """Take items in lists of a size; the last may be shorter."""
     while batch := list(itertools.islice(items, size)):
         yield batch
 
 
-def write_picture(path: Path, picture: np.ndarray) -> None:
-    """Write a picture in the format of its suffix.
+def read_pictures(
+    jobs: Sequence[Job], places: Sequence[int], max_pixels: int
+) -> Iterator[tuple[int, np.ndarray | ImageError]]:
+    """Read the pictures at places of the list; an error stands for one that cannot be read."""
+    for place in places:
+        try:
+            yield place, read_image(jobs[place].source, "BGR", max_pixels)
+        except ImageError as error:
+            yield place, error
+
+
+def run_images(demo: Demo, jobs: Sequence[Job], shards: Shards, kp_net_view: bool) -> None:
+    """Do this worker's share of the images; what becomes of each is noted in ``shards``.
+
+    Images are read in one thread, poses found here, and pictures drawn and written in another.
 
     Raises:
-        OSError: the disk is full, or no such file may be made.
-        ValueError: the picture does not fit into the format.
+        OSError: the disk is full.
     """
-    try:
-        _, data = cv2.imencode(path.suffix, picture)
-    except cv2.error as error:
-        raise ValueError(f"cannot be written as {path.suffix}: {error}") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data.tobytes())
 
+    def write(place: int, image: np.ndarray, poses: Instances, maps: np.ndarray | None) -> None:
+        try:
+            write_picture(jobs[place].picture, demo.draw(image, poses))
+            if maps is not None:
+                write_picture(jobs[place].kp_net_picture, maps)
+        except (OSError, ValueError) as error:
+            if getattr(error, "errno", None) in FULL:
+                raise
+            shards.leave_out(place, error)
+        else:
+            shards.add(place, to_coco(poses, jobs[place].image_id, jobs[place].name))
 
-def run_images(
-    demo: Demo, jobs: Sequence[Job], results: ResultsFile, kp_net_view: bool
-) -> dict[str, str]:
-    """Do all images.
-
-    Returns:
-        Why files were left out, by name.
-    """
-    left_out = {}
-    with tqdm(total=len(jobs), unit="image") as bar:
-        for batch in batches(iter(jobs), demo.batch_size):
-            images = {}
-            for job in batch:
-                try:
-                    images[job] = read_image(job.source, "BGR", demo.max_pixels)
-                except ImageError as error:
-                    left_out[str(job.source)] = str(error)
+    waiting = 2 * demo.batch_size
+    with (
+        tqdm(total=len(shards.todo), unit="image", disable=not comm.is_main_process()) as bar,
+        WriteBehind(waiting) as writer,
+        ReadAhead(read_pictures(jobs, shards.todo, demo.max_pixels), waiting) as pictures,
+    ):
+        for batch in batches(pictures, demo.batch_size):
+            images = {place: x for place, x in batch if isinstance(x, np.ndarray)}
+            for place, error in batch:
+                if place not in images:
+                    writer.put(shards.leave_out, place, error)
             found = demo.predict(list(images.values()))
-            for (job, image), poses in zip(images.items(), found, strict=True):
-                try:
-                    write_picture(job.picture, demo.draw(image, poses))
-                    if kp_net_view and len(poses):
-                        write_picture(job.kp_net_picture, demo.draw_kp_net(image))
-                except (OSError, ValueError) as error:
-                    left_out[str(job.source)] = str(error)
-                    continue
-                results.add(poses, job.image_id, job.name)
+            for (place, image), poses in zip(images.items(), found, strict=True):
+                maps = demo.draw_kp_net(image) if kp_net_view and len(poses) else None
+                writer.put(write, place, image, poses, maps)
             bar.update(len(batch))
-    return left_out
 
 
-@contextlib.contextmanager
-def video_reader(source: str) -> Iterator[cv2.VideoCapture]:
-    """Open a video, or the first webcam, and close it again.
+def run_video(demo: Demo, source: VideoSource, path: Path, results: ResultsFile) -> int:
+    """Do the frames of a video, or of a camera until the user ends it.
 
-    Raises:
-        ValueError: it cannot be opened.
-    """
-    if source != WEBCAM and not Path(source).is_file():
-        raise ValueError(f"--input {source}: no such file")
-    capture = cv2.VideoCapture(0 if source == WEBCAM else source)
-    try:
-        if not capture.isOpened():
-            raise ValueError(f"--input {source}: cannot be opened as a video")
-        yield capture
-    finally:
-        capture.release()
-
-
-def frames_of(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
-    """Read (H, W, 3) BGR frames one at a time, to the end."""
-    while (frame := capture.read()[1]) is not None:
-        yield frame
-
-
-class VideoFile:
-    """A VP9 WebM, which browsers play; whole as soon as the ``with`` block is left.
-
-    OpenCV writes even sizes only: of an odd one the last column or row is cut off.
-    """
-
-    def __init__(self, path: Path, fps: float) -> None:
-        self.path = path
-        self.fps = fps
-        self.num_frames = 0
-        self.writer: cv2.VideoWriter | None = None
-
-    def __enter__(self) -> "VideoFile":
-        return self
-
-    def add(self, frame: np.ndarray) -> None:
-        """Write a frame; the first fixes the size."""
-        if self.writer is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            vp9 = cv2.VideoWriter.fourcc(*"VP90")
-            size = frame.shape[1], frame.shape[0]
-            self.writer = cv2.VideoWriter(str(self.path), vp9, self.fps, size)
-            if not self.writer.isOpened():
-                raise ValueError(
-                    f"{self.path}: cannot be written as VP9; is the folder writable, and OpenCV "
-                    "that of PyPI's wheel, which has VP9?"
-                )
-        self.writer.write(frame)
-        self.num_frames += 1
-
-    def __exit__(self, *_: object) -> None:
-        if self.writer is not None:
-            self.writer.release()
-
-
-def run_video(
-    demo: Demo,
-    source: str,
-    capture: cv2.VideoCapture,
-    path: Path,
-    results: ResultsFile,
-) -> int:
-    """Do the frames of a video, or of the webcam until the user ends it.
+    Frames are read in one thread, found here, in order, and drawn and written in another thread.
 
     Args:
         demo: predicts and draws.
-        source: name of the video, or ``WEBCAM``.
-        capture: the same, opened.
+        source: the video.
         path: of the WebM to write.
         results: where poses go.
 
@@ -333,48 +164,41 @@ def run_video(
         How many frames were done.
 
     Raises:
+        OSError: a file cannot be written, or the disk is full.
         ValueError: the WebM cannot be written.
     """
-    is_webcam = source == WEBCAM
-    shown = is_webcam and has_display()
+    shown = source.source == WEBCAM and has_display()
+    name = video.name_of(source.source)
+    waiting = 2 * demo.batch_size
+    num_frames = 0
+    picture: np.ndarray | None = None
+
+    def write(frame: Frame, poses: Instances) -> None:
+        nonlocal num_frames, picture
+        picture = demo.draw(frame.image, poses)
+        target.add(picture, frame.seconds)
+        results.add(poses, frame.number, name, seconds=round(frame.seconds, 3))
+        num_frames += 1
+
     with contextlib.ExitStack() as stack:
-        if is_webcam:  # there is no other end
+        if source.is_live:  # there is no other end
             stack.enter_context(contextlib.suppress(KeyboardInterrupt))
-        fps = capture.get(cv2.CAP_PROP_FPS)
-        total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        # Devices and damaged files say 0, less or NaN.
-        video = stack.enter_context(VideoFile(path, fps if 0 < fps < 1000 else 30.0))
-        bar = stack.enter_context(tqdm(total=total if total > 0 else None, unit="frame"))
-        for frames in batches(frames_of(capture), demo.batch_size):
-            for frame, poses in zip(frames, demo.predict(frames), strict=True):
-                picture = demo.draw(frame, poses)
-                results.add(poses, video.num_frames, Path(source).name)
-                video.add(picture)
+        target: video.Video = stack.enter_context(video.make_video(path, source))
+        bar = stack.enter_context(tqdm(total=source.num_frames or None, unit="frame"))
+        writer = stack.enter_context(WriteBehind(waiting))
+        ahead = ReadAhead(source.frames(), waiting, drop_oldest=source.is_live)
+        for frames in batches(stack.enter_context(ahead), demo.batch_size):
+            found = demo.predict([x.image for x in frames])
+            for frame, poses in zip(frames, found, strict=True):
+                writer.put(
+                    write, frame, poses
+                )  # frame by frame, in order: the poses at frame.seconds
                 bar.update()
-                if shown:
-                    cv2.imshow("InsPose", picture)
-            if shown and cv2.waitKey(1) & 0xFF == ord("q"):
-                break
-    return video.num_frames
-
-
-def why_cut_off(capture: cv2.VideoCapture, frames: int) -> str:
-    """Say what is missing of a video that was read to its end; "" where nothing is.
-
-    Args:
-        capture: knows how many frames the file should have: in some containers that is the
-            duration times the mean rate, from which the number may differ a little.
-        frames: that were read.
-    """
-    if not frames:
-        return "no frame could be read"
-    total = capture.get(cv2.CAP_PROP_FRAME_COUNT)
-    if frames < min(total - 1, MOST_FRAMES * total):
-        return (
-            f"the file says {total:.0f} frames, {frames} could be read: cut off, or damaged? Copy "
-            "or download it anew"
-        )
-    return ""
+            if shown and picture is not None:
+                cv2.imshow("InsPose", picture)
+                if cv2.waitKey(1) & 0xFF == ord("q"):
+                    break
+    return num_frames
 
 
 def has_display() -> bool:
@@ -422,11 +246,13 @@ def check_arguments(args: argparse.Namespace) -> bool:
     Raises:
         ValueError: they do.
     """
-    is_video = args.input == [WEBCAM] or Path(args.input[0]).suffix.lower() in VIDEOS
+    is_video = video.is_video(args.input[0])
     if is_video and len(args.input) > 1:
         raise ValueError("--input: one video at a time")
     if is_video and args.kp_net_view:
         raise ValueError("--kp-net-view is for images")
+    if is_video and comm.get_world_size() > 1:
+        raise ValueError("a video is done by one worker: leave out torchrun")
     if args.video_out is not None and not is_video:
         raise ValueError("--video-out is for a video or the webcam")
     if args.video_out is not None and args.video_out.suffix.lower() != ".webm":
@@ -434,39 +260,91 @@ def check_arguments(args: argparse.Namespace) -> bool:
     return is_video
 
 
-def report(done: int, left_out: dict[str, str], results: ResultsFile, unit: str) -> int:
-    """Say what was done; returns the exit status."""
-    print(f"{unit}: {done}, poses: {results.num_poses}, see {results.path}")
+def report(what: str, left_out: dict[str, str], any_done: bool) -> int:
+    """Say what was done and what was left out, and why; returns the exit status."""
+    print(what)
     if left_out:
         print(f"left out {len(left_out)}:", file=sys.stderr)
     for name, reason in left_out.items():
         print(f"  {reason if name in reason else f'{name}: {reason}'}", file=sys.stderr)
-    if not done:
+    if not any_done:
         return NOTHING
     return SOME_LEFT_OUT if left_out else DONE
+
+
+def predict_video(args: argparse.Namespace) -> int:
+    """Do a video; returns the exit status.
+
+    Raises:
+        OSError: a file cannot be written.
+        ValueError: it cannot be done.
+    """
+    name = args.input[0]
+    path = args.video_out or args.output / "poses" / f"{Path(video.name_of(name)).stem}.webm"
+    if path.absolute() == Path(name).absolute():
+        raise ValueError(f"{path} would be overwritten while it is read")
+    demo = Demo(make_config(args), threshold_of(args), args.batch_size)
+    source = VideoSource(name)  # first: a wrong name must not empty an earlier file of results
+    begin = time.monotonic()
+    with ResultsFile(args.output / "results.json") as results:
+        num_frames = run_video(demo, source, path, results)
+    rate = num_frames / (time.monotonic() - begin)
+    what = f"frames: {num_frames}, poses: {results.num_poses}, {rate:.1f} frames/s"
+    if source.is_live:
+        what += f", dropped: {source.num_read - num_frames}, reconnects: {source.reconnects}"
+    elif video.av is None:
+        what += ", without sound (pip install 'inspose_d2[video]' keeps it)"
+    reason = source.why_cut_off()
+    left_out = {video.without_password(name): reason} if reason else {}
+    return report(f"{what}, see {results.path}", left_out, num_frames > 0)
+
+
+def predict_images(args: argparse.Namespace) -> int:
+    """Do images, on this worker alone or with others; returns the exit status.
+
+    Raises:
+        OSError: a file cannot be written.
+        ValueError: it cannot be done.
+    """
+
+    def prepare() -> tuple[Demo, list[Job], dict[str, str]]:
+        check_arguments(args)
+        sources, root, left_out = find_images(args.input, args.output)
+        jobs = make_jobs(sources, root, args.output)
+        return Demo(make_config(args), threshold_of(args), args.batch_size), jobs, left_out
+
+    demo, jobs, left_out = in_step(prepare)
+    settings = {"score_threshold": demo.score_threshold, "kp_net_view": args.kp_net_view}
+    folder = folder_of(args.output)
+    run = in_step(lambda: identify(demo.cfg, jobs, **settings))
+    begin = time.monotonic()
+    with Shards(folder, jobs, run) as shards:
+        try:
+            run_images(demo, jobs, shards, args.kp_net_view)
+            comm.synchronize()
+        finally:
+            if comm.is_main_process():
+                with undisturbed():
+                    done, poses, not_done = shards.write_results(folder / "results.json")
+    if not comm.is_main_process():
+        return DONE
+    shards.remove()
+    rate = shards.num_todo / (time.monotonic() - begin)
+    what = f"images: {done}, poses: {poses}, {rate:.1f} images/s, see {folder / 'results.json'}"
+    return report(what, left_out | not_done, done > 0)
 
 
 def run(args: argparse.Namespace) -> int:
     """Do what the command line asks for; returns the exit status.
 
     Raises:
+        OSError: a file cannot be written.
         ValueError: it cannot be done.
     """
-    if check_arguments(args):
-        source = args.input[0]
-        name = WEBCAM if source == WEBCAM else Path(source).stem
-        path = args.video_out or args.output / "poses" / f"{name}.webm"
-        if path.absolute() == Path(source).absolute():
-            raise ValueError(f"{path} would be overwritten while it is read")
-        demo = Demo(make_config(args), threshold_of(args), args.batch_size)
-        # The video first: a wrong name must not empty an earlier file of results.
-        with video_reader(source) as video, ResultsFile(args.output / "results.json") as results:
-            frames = run_video(demo, source, video, path, results)
-            reason = "" if source == WEBCAM else why_cut_off(video, frames)
-        return report(frames, {source: reason} if reason else {}, results, "frames")
-    sources, root, left_out = find_images(args.input, args.output)
-    jobs = make_jobs(sources, root, args.output)
-    demo = Demo(make_config(args), threshold_of(args), args.batch_size)
-    with ResultsFile(folder_of(args.output) / "results.json") as results:
-        not_done = run_images(demo, jobs, results, args.kp_net_view)
-    return report(len(jobs) - len(not_done), left_out | not_done, results, "images")
+    with contextlib.ExitStack() as stack:
+        if dist.is_torchelastic_launched():
+            stack.enter_context(under_torchrun("gloo", LONGEST_WAIT))
+        if video.is_video(args.input[0]):
+            in_step(lambda: check_arguments(args))
+            return predict_video(args)
+        return predict_images(args)

@@ -20,7 +20,9 @@ from detectron2.structures import Instances
 
 from ..data.images import ImageError, read_image
 from ..data.synthetic import make_image
-from .predict import Demo, ResultsFile, make_config, threshold_of, write_picture
+from .pictures import write_picture
+from .predict import Demo, make_config, threshold_of
+from .results import ResultsFile
 
 
 @contextlib.contextmanager

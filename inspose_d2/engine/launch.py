@@ -1,6 +1,7 @@
 """Training and evaluation as a program: on one worker, on several, or under torchrun."""
 
 import argparse
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -8,6 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -113,16 +115,27 @@ def prepare(cfg: CfgNode, args: argparse.Namespace) -> Callable[[], dict[str, An
     return trainer.train
 
 
-def main_under_torchrun(args: argparse.Namespace) -> None:
-    """Run one worker that torchrun has started: the world is described by the environment."""
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
+@contextlib.contextmanager
+def under_torchrun(backend: str, timeout: timedelta) -> Iterator[None]:
+    """Be one of the workers that torchrun has started, each with a GPU of its own where there are.
+
+    Args:
+        backend: of ``torch.distributed``.
+        timeout: for which workers wait for each other.
+    """
+    if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
+    dist.init_process_group(backend, timeout=timeout)
     comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
     comm.synchronize()
-    main(args)
-    dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()  # in order alone: where one has failed, others may still wait
+
+
+def main_under_torchrun(args: argparse.Namespace) -> None:
+    """Run one worker that torchrun has started: the world is described by the environment."""
+    with under_torchrun("nccl" if torch.cuda.is_available() else "gloo", DEFAULT_TIMEOUT):
+        main(args)
 
 
 def problems_of_launch(args: argparse.Namespace) -> Iterator[str]:
