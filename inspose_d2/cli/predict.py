@@ -5,8 +5,10 @@ import contextlib
 import glob
 import itertools
 import json
+import math
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,8 @@ from ..data.images import ImageError, read_image
 from ..engine.predictor import InsPosePredictor
 from ..model_zoo import Checkpoint, find_weights, list_checkpoints
 from ..modeling.keypoint_maps import keypoint_maps_of
+from ..modeling.oks import oks_sigmas
+from ..tracking import track_frames
 from ..visualization.poses import draw_keypoint_maps, draw_poses
 from .rule import DONE, NOTHING, SOME_LEFT_OUT
 
@@ -52,6 +56,7 @@ class Demo:
         self.max_pixels = cfg.INPUT.MAX_PIXELS
         self.metadata = MetadataCatalog.get(next(iter(cfg.DATASETS.TEST), "__unused"))
         self.score_threshold = score_threshold
+        self.sigmas = oks_sigmas(cfg)
         self.batch_size = batch_size
 
     def predict(self, images: list[np.ndarray]) -> list[Instances]:
@@ -102,8 +107,10 @@ class ResultsFile:
         """Write the poses of an image."""
         copy = Instances(poses.image_size, **poses.get_fields())
         copy.pred_keypoints = poses.pred_keypoints.clone()  # Detectron2 changes it
-        for pose in instances_to_coco_json(copy, image_id):
+        for i, pose in enumerate(instances_to_coco_json(copy, image_id)):
             pose |= {"category_id": 1, "file_name": file_name}
+            if poses.has("pred_track_ids"):
+                pose["track_id"] = poses.pred_track_ids[i].item()
             comma = "," if self.num_poses else ""
             self.file.write(f"{comma}\n{json.dumps(pose, allow_nan=False)}")
             self.num_poses += 1
@@ -272,10 +279,17 @@ def video_reader(source: str) -> Iterator[cv2.VideoCapture]:
         capture.release()
 
 
-def frames_of(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
-    """Read (H, W, 3) BGR frames one at a time, to the end."""
+def frames_of(capture: cv2.VideoCapture, is_live: bool) -> Iterator[tuple[float, np.ndarray]]:
+    """Read (H, W, 3) BGR frames one at a time, to the end, each with its time in seconds.
+
+    The time is the file's, whose frames may be unevenly apart, or of a webcam the clock's. Where
+    that does not go on, as in damaged files, it goes on by a thirtieth.
+    """
+    last = -math.inf
     while (frame := capture.read()[1]) is not None:
-        yield frame
+        now = time.monotonic() if is_live else capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        last = now if last < now < math.inf else max(last, 0) + 1 / 30
+        yield last, frame
 
 
 class VideoFile:
@@ -319,6 +333,8 @@ def run_video(
     capture: cv2.VideoCapture,
     path: Path,
     results: ResultsFile,
+    track: bool = False,
+    smooth: bool = False,
 ) -> int:
     """Do the frames of a video, or of the webcam until the user ends it.
 
@@ -328,6 +344,8 @@ def run_video(
         capture: the same, opened.
         path: of the WebM to write.
         results: where poses go.
+        track: whether poses get ids.
+        smooth: whether they are smoothed too.
 
     Returns:
         How many frames were done.
@@ -345,17 +363,29 @@ def run_video(
         # Devices and damaged files say 0, less or NaN.
         video = stack.enter_context(VideoFile(path, fps if 0 < fps < 1000 else 30.0))
         bar = stack.enter_context(tqdm(total=total if total > 0 else None, unit="frame"))
-        for frames in batches(frames_of(capture), demo.batch_size):
-            for frame, poses in zip(frames, demo.predict(frames), strict=True):
-                picture = demo.draw(frame, poses)
-                results.add(poses, video.num_frames, Path(source).name)
-                video.add(picture)
-                bar.update()
-                if shown:
-                    cv2.imshow("InsPose", picture)
-            if shown and cv2.waitKey(1) & 0xFF == ord("q"):
-                break
+        found = poses_in(demo, frames_of(capture, is_webcam))
+        if track:
+            found = track_frames(found, demo.sigmas, smooth=smooth, live=is_webcam)
+        for _, poses, frame in found:
+            picture = demo.draw(frame, poses)
+            results.add(poses, video.num_frames, Path(source).name)
+            video.add(picture)
+            bar.update()
+            if shown:
+                cv2.imshow("InsPose", picture)
+                if cv2.waitKey(1) & 0xFF == ord("q"):
+                    break
     return video.num_frames
+
+
+def poses_in(
+    demo: Demo, frames: Iterator[tuple[float, np.ndarray]]
+) -> Iterator[tuple[float, Instances, np.ndarray]]:
+    """Find the poses of frames with their times; yields time, poses and frame, in order."""
+    for batch in batches(frames, demo.batch_size):
+        found = demo.predict([frame for _, frame in batch])
+        for (seconds, frame), poses in zip(batch, found, strict=True):
+            yield seconds, poses, frame
 
 
 def why_cut_off(capture: cv2.VideoCapture, frames: int) -> str:
@@ -427,6 +457,8 @@ def check_arguments(args: argparse.Namespace) -> bool:
         raise ValueError("--input: one video at a time")
     if is_video and args.kp_net_view:
         raise ValueError("--kp-net-view is for images")
+    if (args.track or args.smooth) and not is_video:
+        raise ValueError("--track and --smooth are for a video or the webcam")
     if args.video_out is not None and not is_video:
         raise ValueError("--video-out is for a video or the webcam")
     if args.video_out is not None and args.video_out.suffix.lower() != ".webm":
@@ -461,7 +493,8 @@ def run(args: argparse.Namespace) -> int:
         demo = Demo(make_config(args), threshold_of(args), args.batch_size)
         # The video first: a wrong name must not empty an earlier file of results.
         with video_reader(source) as video, ResultsFile(args.output / "results.json") as results:
-            frames = run_video(demo, source, video, path, results)
+            track = args.track or args.smooth
+            frames = run_video(demo, source, video, path, results, track, args.smooth)
             reason = "" if source == WEBCAM else why_cut_off(video, frames)
         return report(frames, {source: reason} if reason else {}, results, "frames")
     sources, root, left_out = find_images(args.input, args.output)

@@ -4,6 +4,6 @@ May import ``modeling``.
 """
 
 from .smoothing import OneEuro, smooth_recorded
-from .tracker import InsPoseTracker, PoseTracker
+from .tracker import InsPoseTracker, PoseTracker, track_frames
 
-__all__ = ["InsPoseTracker", "OneEuro", "PoseTracker", "smooth_recorded"]
+__all__ = ["InsPoseTracker", "OneEuro", "PoseTracker", "smooth_recorded", "track_frames"]

@@ -6,7 +6,7 @@ tracks that are left, as in ByteTrack (Zhang et al., 2022). Time is in seconds, 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 
 from ..modeling.oks import oks_sigmas
 from ..modeling.postprocess import inner_boxes
-from .smoothing import OneEuro
+from .smoothing import OneEuro, Payload, smooth_recorded
 
 MAX_GAP = 1.0  # seconds for which a track outlives its person's last pose
 LEAST_OKS = 0.2  # with the prediction's uncertainty; below, two poses are of two persons
@@ -211,6 +211,33 @@ def _measured(keypoints: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
         sides = (high - low)[0].numpy()
         areas[n] = max(sides.prod(), sides.max() ** 2 / 4, 1)
     return keypoints[..., :2], counted, areas
+
+
+def track_frames(
+    frames: Iterable[tuple[float, Instances, Payload]],
+    sigmas: Sequence[float],
+    *,
+    start_score: float = 0.0,
+    smooth: bool = False,
+    live: bool = False,
+) -> Iterator[tuple[float, Instances, Payload]]:
+    """Give the poses of one video ids, and smooth them if asked for.
+
+    Args:
+        frames: time in seconds, rising; poses; and anything that goes with them.
+        sigmas: (K,) of OKS.
+        start_score: see :class:`PoseTracker`.
+        smooth: whether to smooth, with :func:`smooth_recorded`.
+        live: whether to smooth with :class:`OneEuro` instead, which holds no frame back.
+
+    Returns:
+        The same, in order, with tracked poses.
+    """
+    tracker, one_euro = PoseTracker(sigmas, start_score=start_score), OneEuro()
+    tracked = ((t, tracker.update(poses, t), payload) for t, poses, payload in frames)
+    if smooth and live:
+        return ((t, one_euro(poses, t), payload) for t, poses, payload in tracked)
+    return smooth_recorded(tracked) if smooth else tracked
 
 
 class InsPoseTracker:

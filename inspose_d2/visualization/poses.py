@@ -48,7 +48,8 @@ def draw_poses(
     Args:
         image: (H, W, 3) BGR uint8; not changed.
         instances: N poses with pred_keypoints (N, K, 3): x, y in pixels of the image and a score
-            in [0, 1]; points that are not finite are left out. pred_boxes and scores if asked for. pred_track_ids (N,), if there.
+            in [0, 1]; points that are not finite are left out. pred_boxes and scores if asked for;
+            pred_track_ids (N,) if there.
         metadata: of the data set, with keypoint_names and keypoint_connection_rules (Detectron2's;
             the rules' own colours are not used). The side in a name (:func:`side_of`) decides the
             colour.
