@@ -30,6 +30,7 @@ setup(
         "torchvision>=0.19",
         "fvcore>=0.1.5",
         "pycocotools>=2.0.2",
+        "scipy",  # the assignment of tracking
         "numpy",
         "opencv-python",
         "timm>=1.0",  # backbone of the model in the package, HRNet and others

@@ -11,12 +11,14 @@ from .data import (
 from .engine.predictor import InsPosePredictor
 from .model_zoo import get_model, list_checkpoints
 from .modeling import InsPose, InsPoseOfficial, build_inspose_resnet_fpn_backbone
+from .tracking import InsPoseTracker
 
 __all__ = [
     "ConfigError",
     "InsPose",
     "InsPoseOfficial",
     "InsPosePredictor",
+    "InsPoseTracker",
     "add_inspose_config",
     "build_inspose_resnet_fpn_backbone",
     "get_cfg",

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -423,7 +423,7 @@ def test_webcam_without_a_display_writes_files(
     source = video(tmp_path / "camera.avi")
     opened = cv2.VideoCapture
     plugged = [str(source)]  # once: it is pulled out at the end
-    monkeypatch.setattr(cv2, "VideoCapture", lambda x: opened(plugged.pop() if plugged else ""))
+    monkeypatch.setattr(cv2, "VideoCapture", lambda _: opened(plugged.pop() if plugged else ""))
     monkeypatch.setattr("inspose_d2.data.video.WAITS", (0, 0))
     monkeypatch.setattr(cv2, "imshow", lambda *_: pytest.fail("there is no display"))
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):

@@ -12,7 +12,7 @@ LAYERS = (
     ("cli",),
     ("public",),
     ("engine",),
-    ("export", "visualization", "evaluation"),
+    ("export", "visualization", "evaluation", "tracking"),
     ("model_zoo",),
     ("checkpoint", "data"),
     ("modeling",),

@@ -18,7 +18,7 @@ The output folder then holds
     kp_nets/      with --kp-net-view: the keypoint maps of the best person of each image
     results.json  the poses, one a line, in COCO's form for results: image_id, category_id (1),
                   bbox (x, y, width, height), score, keypoints (x, y, score, x, ...) and, besides,
-                  file_name
+                  file_name and, with --track, track_id
 
 Coordinates are COCO's: pixels, the first one's centre is (0, 0). A keypoint's score is a
 probability. image_id is the number that is the file's name where all files have such names and no
@@ -33,6 +33,7 @@ or, in its window, q: 0.
     inspose predict --input photo.jpg --output out
     inspose predict --input photos 'more/*.png' --output out --kp-net-view
     inspose predict --input dance.mp4 --output out --video-out dance.webm
+    inspose predict --input dance.mp4 --output out --track --smooth
 """
 
 WEB = """\
@@ -193,6 +194,12 @@ def _predict(parser: Parser) -> None:
         help="images that are read at once (1); those of one size go through the model together",
     )
     parser.add_argument("--kp-net-view", action="store_true", help="draw keypoint maps too")
+    parser.add_argument(
+        "--track", action="store_true", help="persons of a video keep their numbers"
+    )
+    parser.add_argument(
+        "--smooth", action="store_true", help="tracked, and keypoints that do not tremble"
+    )
     parser.add_argument("--video-out", type=_path, help="the video's WebM, elsewhere")
     _options(parser)
 

@@ -32,6 +32,8 @@ from ..engine.launch import under_torchrun
 from ..engine.predictor import InsPosePredictor
 from ..model_zoo import Checkpoint, find_weights, list_checkpoints
 from ..modeling.keypoint_maps import keypoint_maps_of
+from ..modeling.oks import oks_sigmas
+from ..tracking import track_frames
 from ..visualization.poses import draw_keypoint_maps, draw_poses
 from ..workers import undisturbed
 from .pictures import Job, find_images, folder_of, make_jobs, write_picture
@@ -60,6 +62,7 @@ class Demo:
         self.max_pixels = cfg.INPUT.MAX_PIXELS
         self.metadata = MetadataCatalog.get(next(iter(cfg.DATASETS.TEST), "__unused"))
         self.score_threshold = score_threshold
+        self.sigmas = oks_sigmas(cfg)
         self.batch_size = batch_size
 
     def predict(self, images: list[np.ndarray]) -> list[Instances]:
@@ -149,7 +152,15 @@ def run_images(demo: Demo, jobs: Sequence[Job], shards: Shards, kp_net_view: boo
             bar.update(len(batch))
 
 
-def run_video(demo: Demo, source: VideoSource, path: Path, results: ResultsFile) -> int:
+def run_video(
+    demo: Demo,
+    source: VideoSource,
+    path: Path,
+    results: ResultsFile,
+    *,
+    track: bool = False,
+    smooth: bool = False,
+) -> int:
     """Do the frames of a video, or of a camera until the user ends it.
 
     Frames are read in one thread, found here, in order, and drawn and written in another thread.
@@ -159,6 +170,8 @@ def run_video(demo: Demo, source: VideoSource, path: Path, results: ResultsFile)
         source: the video.
         path: of the WebM to write.
         results: where poses go.
+        track: whether poses get ids.
+        smooth: whether they are smoothed too.
 
     Returns:
         How many frames were done.
@@ -187,18 +200,24 @@ def run_video(demo: Demo, source: VideoSource, path: Path, results: ResultsFile)
         bar = stack.enter_context(tqdm(total=source.num_frames or None, unit="frame"))
         writer = stack.enter_context(WriteBehind(waiting))
         ahead = ReadAhead(source.frames(), waiting, drop_oldest=source.is_live)
-        for frames in batches(stack.enter_context(ahead), demo.batch_size):
-            found = demo.predict([x.image for x in frames])
-            for frame, poses in zip(frames, found, strict=True):
-                writer.put(
-                    write, frame, poses
-                )  # frame by frame, in order: the poses at frame.seconds
-                bar.update()
+        found = poses_in(demo, stack.enter_context(ahead))
+        if track or smooth:
+            found = track_frames(found, demo.sigmas, smooth=smooth, live=source.is_live)
+        for _, poses, frame in found:
+            writer.put(write, frame, poses)
+            bar.update()
             if shown and picture is not None:
                 cv2.imshow("InsPose", picture)
                 if cv2.waitKey(1) & 0xFF == ord("q"):
                     break
     return num_frames
+
+
+def poses_in(demo: Demo, frames: Iterator[Frame]) -> Iterator[tuple[float, Instances, Frame]]:
+    """Find the poses of frames; yields time in seconds, poses and frame, in order."""
+    for batch in batches(frames, demo.batch_size):
+        for frame, poses in zip(batch, demo.predict([x.image for x in batch]), strict=True):
+            yield frame.seconds, poses, frame
 
 
 def has_display() -> bool:
@@ -251,6 +270,8 @@ def check_arguments(args: argparse.Namespace) -> bool:
         raise ValueError("--input: one video at a time")
     if is_video and args.kp_net_view:
         raise ValueError("--kp-net-view is for images")
+    if (args.track or args.smooth) and not is_video:
+        raise ValueError("--track and --smooth are for a video or a camera")
     if is_video and comm.get_world_size() > 1:
         raise ValueError("a video is done by one worker: leave out torchrun")
     if args.video_out is not None and not is_video:
@@ -287,7 +308,7 @@ def predict_video(args: argparse.Namespace) -> int:
     source = VideoSource(name)  # first: a wrong name must not empty an earlier file of results
     begin = time.monotonic()
     with ResultsFile(args.output / "results.json") as results:
-        num_frames = run_video(demo, source, path, results)
+        num_frames = run_video(demo, source, path, results, track=args.track, smooth=args.smooth)
     rate = num_frames / (time.monotonic() - begin)
     what = f"frames: {num_frames}, poses: {results.num_poses}, {rate:.1f} frames/s"
     if source.is_live:

@@ -15,7 +15,11 @@ def to_coco(poses: Instances, image_id: int, file_name: str) -> list[dict[str, A
     copy = Instances(poses.image_size, **poses.get_fields())
     copy.pred_keypoints = poses.pred_keypoints.clone()  # Detectron2 changes it
     found: list[dict[str, Any]] = instances_to_coco_json(copy, image_id)
-    return [pose | {"category_id": 1, "file_name": file_name} for pose in found]
+    found = [pose | {"category_id": 1, "file_name": file_name} for pose in found]
+    if poses.has("pred_track_ids"):
+        ids = poses.pred_track_ids.tolist()
+        found = [pose | {"track_id": own} for pose, own in zip(found, ids, strict=True)]
+    return found
 
 
 class ResultsFile:

@@ -43,19 +43,20 @@ def draw_poses(
 
     Limbs and joints grow with the person. Their opacity is the square root of the keypoint's
     score, of a limb the lower one of its ends: a good peak often shares its probability with the
-    cells beside it. The first pose is on top.
+    cells beside it. The first pose is on top. The limbs of tracked poses have one colour a track.
 
     Args:
         image: (H, W, 3) BGR uint8; not changed.
         instances: N poses with pred_keypoints (N, K, 3): x, y in pixels of the image and a score
-            in [0, 1]; points that are not finite are left out. pred_boxes and scores if asked for.
+            in [0, 1]; points that are not finite are left out. pred_boxes and scores if asked for;
+            pred_track_ids (N,) if there.
         metadata: of the data set, with keypoint_names and keypoint_connection_rules (Detectron2's;
             the rules' own colours are not used). The side in a name (:func:`side_of`) decides the
             colour.
             Without names the keypoints alone are drawn.
         keypoint_threshold: keypoints with a lower score are not drawn.
         boxes: whether to draw pred_boxes.
-        scores: whether to write scores.
+        scores: whether to write scores, and before them the numbers of tracks.
 
     Returns:
         (H, W, 3) BGR uint8, a new image.
@@ -72,17 +73,20 @@ def draw_poses(
     names = keypoint_names(metadata, keypoints.shape[1])
     colors = [_color_of(name) for name in names]
     limbs = _limbs(metadata, names)
+    tracks = instances.pred_track_ids.tolist() if instances.has("pred_track_ids") else None
     for i in reversed(range(len(keypoints))):
         drawn = np.isfinite(keypoints[i]).all(axis=1) & (keypoints[i, :, 2] >= keypoint_threshold)
         if boxes:
             _draw_box(canvas, instances.pred_boxes.tensor[i].tolist())
+        if tracks is not None:
+            limbs = [(first, second, _color_of_track(tracks[i])) for first, second, _ in limbs]
         _draw_pose(canvas, keypoints[i], drawn, colors, limbs)
     if scores:  # after all persons, lest limbs cover them
-        for box, score in zip(
-            instances.pred_boxes.tensor.tolist(), instances.scores.tolist(), strict=True
-        ):
+        for i, box in enumerate(instances.pred_boxes.tensor.tolist()):
             if np.isfinite(box).all():
-                _write(canvas, f"{score:.2f}", ((box[0] + box[2]) / 2, box[3]))
+                number = "" if tracks is None else f"#{tracks[i]} "
+                text = f"{number}{instances.scores[i].item():.2f}"
+                _write(canvas, text, ((box[0] + box[2]) / 2, box[3]))
     return canvas
 
 
@@ -110,6 +114,12 @@ def _check_image(image: np.ndarray) -> None:
 def _color_of(name: str) -> Color:
     """Colour of a keypoint by the side in its name."""
     return {"left": LEFT, "right": RIGHT, "": MIDDLE}[side_of(name)[0]]
+
+
+def _color_of_track(number: int) -> Color:
+    """Colour of a track by its number, far from those of the numbers beside it."""
+    blue, green, red = _hues(number + 1)[-1].astype(int).tolist()
+    return blue, green, red
 
 
 def _limbs(metadata: Metadata, names: list[str]) -> list[tuple[int, int, Color]]:
