@@ -50,13 +50,15 @@ setup(
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "heic": ["pi-heif"],  # photographs of iPhones
         "web": ["gradio>=6"],
+        # The site (make site), and what runs docs/notebook.ipynb.
+        "docs": ["mkdocs-material", "mkdocstrings[python]", "nbclient", "ipykernel"],
         "dev": [
             "pytest",
             "hypothesis",
             "ruff",
             "mypy",
             "playwright",  # its driver alone: the browser is the system's Chromium
-            "inspose_d2[eval,export]",
+            "inspose_d2[docs,eval,export]",
             'inspose_d2[web]; python_version >= "3.11"',
         ],
     },

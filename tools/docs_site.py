@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "inspose_d2"
 DOCUMENTS = ("README.md", "MODEL_ZOO.md", "CONTRIBUTING.md", "CHANGELOG.md")
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]+)")  # no URL
+PUBLIC = "# inspose_d2\n\nWhat `from inspose_d2 import ...` gives.\n\n::: inspose_d2.public\n"
 ROLE = re.compile(r":[a-z]+:`(?:[^`<]*<)?[~.]*([\w.]+)>?`")  # Sphinx: :func:`name`
 
 
@@ -34,12 +35,11 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
             add(site_uri(path), page_of(path))
     notebook = json.loads((ROOT / "docs" / "notebook.ipynb").read_text())
     add("notebook.md", page_of_notebook(notebook))
-    rooms = [x.parent.name for x in PACKAGE.glob("*/__init__.py")]
-    for room in rooms:
-        add(f"reference/{room}.md", f"::: inspose_d2.{room}\n")
-    add("reference/inspose_d2.md", page_of_package())
-    modules = sorted(x.stem for x in PACKAGE.glob("*.py") if x.stem not in ("__main__", "__init__"))
-    add("reference/modules.md", "# Other modules\n\n" + "".join(f"::: inspose_d2.{x}\n    options: {{heading_level: 2}}\n\n" for x in modules))
+    add("reference/inspose_d2.md", PUBLIC)
+    for room in PACKAGE.glob("*/__init__.py"):
+        add(f"reference/{room.parent.name}.md", f"::: inspose_d2.{room.parent.name}\n")
+    modules = [f"::: inspose_d2.{x.stem}\n" for x in sorted(PACKAGE.glob("[a-z]*.py"))]
+    add("reference/modules.md", "\n".join(x for x in modules if ".public" not in x))
 
 
 def linked_from(document: Path) -> list[Path]:
@@ -55,7 +55,7 @@ def site_uri(path: Path) -> str:
     return f"repository/{inside}" + ("" if path.suffix == ".md" else ".md")
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     """Let links that are true in the repository be true in the site."""
     uri = page.file.src_uri
     in_repository = uri.startswith("repository/")
@@ -88,13 +88,6 @@ def page_of_notebook(notebook: dict) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def page_of_package() -> str:
-    """List the public names, each with its module's entry."""
-    public = griffe.visit("inspose_d2.public", PACKAGE / "public.py", (PACKAGE / "public.py").read_text())
-    names = "".join(f"- [`{x}`][inspose_d2.public.{x}]\n" for x in public.exports or ())
-    return f"# inspose_d2\n\n`from inspose_d2 import ...`\n\n{names}"
-
-
 class Roles(griffe.Extension):
     """Make links of Sphinx's roles, which docstrings are written with."""
 
@@ -103,14 +96,16 @@ class Roles(griffe.Extension):
         self.paths = [x.path for x in members(pkg)]
         for one in members(pkg):
             if one.docstring:
-                one.docstring.value = ROLE.sub(lambda x, one=one: self.link(one, x[1]), one.docstring.value)
+                text = one.docstring.value
+                one.docstring.value = ROLE.sub(lambda x, one=one: self.link(one, x[1]), text)
 
     def link(self, one: griffe.Object, name: str) -> str:
         """Link to the object with this name that is nearest, or only name it."""
         ending = [x for x in self.paths if f".{x}".endswith(f".{name}")]
         if not ending:
             return f"`{name}`"
-        return f"[`{name}`][{max(ending, key=lambda x: len(os.path.commonprefix([x, one.path])))}]"
+        nearest = max(ending, key=lambda x: one.path.startswith(x.rpartition(".")[0]))
+        return f"[`{name}`][{nearest}]"
 
 
 def members(parent: griffe.Object) -> list[griffe.Object]:
