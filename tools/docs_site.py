@@ -17,7 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "inspose_d2"
 DOCUMENTS = ("README.md", "MODEL_ZOO.md", "CONTRIBUTING.md", "CHANGELOG.md")
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]+)")  # no URL
-PUBLIC = "# inspose_d2\n\nWhat `from inspose_d2 import ...` gives.\n\n::: inspose_d2.public\n"
+PUBLIC = """# inspose_d2
+
+::: inspose_d2.public
+    options: {heading_level: 2, show_root_heading: false, show_root_toc_entry: false}
+"""
 ROLE = re.compile(r":[a-z]+:`(?:[^`<]*<)?[~.]*([\w.]+)>?`")  # Sphinx: :func:`name`
 
 
@@ -38,8 +42,9 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     add("reference/inspose_d2.md", PUBLIC)
     for room in PACKAGE.glob("*/__init__.py"):
         add(f"reference/{room.parent.name}.md", f"::: inspose_d2.{room.parent.name}\n")
-    modules = [f"::: inspose_d2.{x.stem}\n" for x in sorted(PACKAGE.glob("[a-z]*.py"))]
-    add("reference/modules.md", "\n".join(x for x in modules if ".public" not in x))
+    modules = sorted({x.stem for x in PACKAGE.glob("[a-z]*.py")} - {"public"})
+    parts = [f"::: inspose_d2.{x}\n    options: {{heading_level: 2}}\n" for x in modules]
+    add("reference/modules.md", "\n".join(["# Other modules\n", *parts]))
 
 
 def linked_from(document: Path) -> list[Path]:
