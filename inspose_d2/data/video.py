@@ -6,6 +6,7 @@ at its own time, with the sound of the source; else with OpenCV, at a constant r
 
 import contextlib
 import errno
+import importlib.util
 import logging
 import math
 import os
@@ -24,11 +25,8 @@ import numpy as np
 
 from .folders import VIDEOS
 
-try:
-    import av
-except ImportError:  # without the extra `video`
-    av = None
-
+# PyAV, or None without the extra `video`.
+av: Any = importlib.import_module("av") if importlib.util.find_spec("av") else None
 logger = logging.getLogger(__name__)
 
 WEBCAM = "webcam"
