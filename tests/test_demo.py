@@ -378,9 +378,19 @@ def test_writing_results_leaves_the_poses_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("with_pyav", [True, False])
 def test_video_keeps_frames_rate_and_size(
-    batch_size: int, tool: Callable[..., int], tmp_path: Path
+    with_pyav: bool,
+    batch_size: int,
+    tool: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    if with_pyav:
+        pytest.importorskip("av", reason="the extra `video`")
+    else:
+        monkeypatch.setattr("inspose_d2.data.video.av", None)
     source = video(tmp_path / "walk.avi")
     extra = ["--batch-size", batch_size, "--video-out", "v/w.webm"]
     assert tool("--input", source, "--output", "out", *extra) == demo.DONE
@@ -394,6 +404,11 @@ def test_video_keeps_frames_rate_and_size(
         # With the pose at the first of the brightest pixels: the upper end of the bar.
         assert not np.allclose(frame[1, 8 * i, :], 200, atol=30)
     assert [x["image_id"] for x in results(tmp_path / "out")] == list(range(6))
+    assert [x["seconds"] for x in results(tmp_path / "out")] == [0, 0.08, 0.16, 0.24, 0.32, 0.4]
+    out = capsys.readouterr().out
+    assert "frames: 6, poses: 6, " in out
+    assert "frames/s" in out
+    assert ("without sound" in out) == (not with_pyav)
     assert {x["file_name"] for x in results(tmp_path / "out")} == {"walk.avi"}
 
 
