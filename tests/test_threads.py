@@ -51,7 +51,10 @@ def test_camera_drops_its_oldest_pictures() -> None:
 
 
 @pytest.mark.fault
-def test_leaving_closes_the_reader_and_does_not_wait_for_a_silent_one() -> None:
+def test_leaving_closes_the_reader_and_does_not_wait_for_a_silent_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("inspose_d2.data.threads.PATIENCE", 0.5)
     closed, silence = threading.Event(), threading.Event()
 
     def items() -> Iterator[int]:

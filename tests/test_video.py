@@ -102,8 +102,8 @@ def test_camera_is_opened_again_a_bounded_number_of_times_with_one_warning(
 
     waited: list[float] = []
     monkeypatch.setattr(cv2, "VideoCapture", open_camera)
-    monkeypatch.setattr("time.sleep", waited.append)
     source = VideoSource("webcam")
+    monkeypatch.setattr(source.stopped, "wait", waited.append)
     with caplog.at_level(logging.WARNING):
         frames = list(source.frames())
     assert [x.number for x in frames] == list(range(5))

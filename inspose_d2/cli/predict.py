@@ -187,7 +187,9 @@ def run_video(demo: Demo, source: VideoSource, path: Path, results: ResultsFile)
         bar = stack.enter_context(tqdm(total=source.num_frames or None, unit="frame"))
         writer = stack.enter_context(WriteBehind(waiting))
         ahead = ReadAhead(source.frames(), waiting, drop_oldest=source.is_live)
-        for frames in batches(stack.enter_context(ahead), demo.batch_size):
+        stack.enter_context(ahead)
+        stack.callback(source.stopped.set)  # before the end of the thread is waited for
+        for frames in batches(ahead, demo.batch_size):
             found = demo.predict([x.image for x in frames])
             for frame, poses in zip(frames, found, strict=True):
                 writer.put(
