@@ -49,6 +49,7 @@ setup(
         "eval": ["faster-coco-eval>=1.8"],  # the same figures sooner
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "heic": ["pi-heif"],  # photographs of iPhones
+        "video": ["av>=17"],  # of videos the sound and each frame's own time
         "web": ["gradio>=6"],
         "dev": [
             "pytest",
@@ -56,7 +57,7 @@ setup(
             "ruff",
             "mypy",
             "playwright",  # its driver alone: the browser is the system's Chromium
-            "inspose_d2[eval,export]",
+            "inspose_d2[eval,export,video]",
             'inspose_d2[web]; python_version >= "3.11"',
         ],
     },

@@ -18,7 +18,8 @@ The output folder then holds
     kp_nets/      with --kp-net-view: the keypoint maps of the best person of each image
     results.json  the poses, one a line, in COCO's form for results: image_id, category_id (1),
                   bbox (x, y, width, height), score, keypoints (x, y, score, x, ...) and, besides,
-                  file_name and, with --track, track_id
+                  file_name; of a video seconds, the time of the frame, and with --track track_id
+    unfinished/   of pictures, until all are done: the same command goes on from there
 
 Coordinates are COCO's: pixels, the first one's centre is (0, 0). A keypoint's score is a
 probability. image_id is the number that is the file's name where all files have such names and no
@@ -27,13 +28,15 @@ two the same, as COCO's do, else the place among the inputs, from 0; in a video 
 Folders are searched to the bottom, through links too. A file that cannot be read is left out and
 listed at the end with the reason; so is a video in a folder, or one that ends before its time. Exit
 status: 0 all done, 1 nothing done, 2 could not begin, 3 something left out, 130 interrupted by
-Ctrl-C, 143 by SIGTERM, which leave whole files of all that was done. A webcam is ended by Ctrl-C
-or, in its window, q: 0.
+Ctrl-C, 143 by SIGTERM, which leave whole files of all that was done. A webcam or a live stream is
+ended by Ctrl-C or, in the webcam's window, q: 0. docs/video_and_folders.md has more.
 
     inspose predict --input photo.jpg --output out
     inspose predict --input photos 'more/*.png' --output out --kp-net-view
     inspose predict --input dance.mp4 --output out --video-out dance.webm
     inspose predict --input dance.mp4 --output out --track --smooth
+    inspose predict --input rtsp://192.168.0.7/live --output out
+    torchrun --nproc-per-node 2 -m inspose_d2 predict --input photos --output out
 """
 
 WEB = """\
@@ -179,7 +182,7 @@ def _predict(parser: Parser) -> None:
         nargs="+",
         type=_home,
         required=True,
-        help="images, folders, patterns; or a video; or webcam",
+        help="images, folders, patterns; or a video; or a stream's URL; or webcam",
     )
     parser.add_argument(
         "--output", type=_path, required=True, help="folder, or the picture of a single image"

@@ -200,7 +200,9 @@ def run_video(
         bar = stack.enter_context(tqdm(total=source.num_frames or None, unit="frame"))
         writer = stack.enter_context(WriteBehind(waiting))
         ahead = ReadAhead(source.frames(), waiting, drop_oldest=source.is_live)
-        found = poses_in(demo, stack.enter_context(ahead))
+        stack.enter_context(ahead)
+        stack.callback(source.stopped.set)  # before the end of the thread is waited for
+        found = poses_in(demo, ahead)
         if track or smooth:
             found = track_frames(found, demo.sigmas, smooth=smooth, live=source.is_live)
         for _, poses, frame in found:
