@@ -43,6 +43,7 @@ from ..data.train_loader import TrainingBatches, build_train_loader, mix
 from ..evaluation import InsPoseEvaluator
 from ..workers import guard_loader, on_one_worker
 from .ema import EMA
+from .pictures import EvalPictures
 from .signals import Interrupted, StopRequest
 from .test_time_augmentation import InsPoseWithTTA
 from .train_loop import DivergedError, TrainLoop, explain
@@ -207,7 +208,7 @@ class Trainer(DefaultTrainer):
         self.seed = state_dict.get("seed", self.seed)
 
     def build_hooks(self) -> list[hooks.HookBase]:
-        """Add ``model_best.pth`` to Detectron2's hooks; evaluation may be interrupted.
+        """Add ``model_best.pth`` and pictures to Detectron2's hooks; evaluation may be interrupted.
 
         The best is that of the highest keypoint AP on the first data set. With
         ``SOLVER.EMA_DECAY`` the average of the weights is evaluated and saved.
@@ -217,12 +218,16 @@ class Trainer(DefaultTrainer):
         if ema is not None:
             model = ema.averaged
 
+        names, period = self.cfg.DATASETS.TEST, self.cfg.TEST.EVAL_PERIOD
+        pictures = EvalPictures(self.cfg) if names and comm.is_main_process() else None
+
         def test() -> Any:
             with self.stop.interruptible():
                 self._last_eval_results = self.test(self.cfg, model)
+                if pictures is not None:
+                    pictures.put(self.checkpointer.model if ema is None else ema.averaged)
             return self._last_eval_results
 
-        names, period = self.cfg.DATASETS.TEST, self.cfg.TEST.EVAL_PERIOD
         built = [
             EvalHook(period, test) if isinstance(hook, hooks.EvalHook) else hook
             for hook in super().build_hooks()
