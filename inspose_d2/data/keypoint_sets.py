@@ -153,12 +153,12 @@ def register_datasets(cfg: CfgNode, *, training: bool = True) -> None:
             )
         name, *paths = entry[:3]
         pairs = entry[3] if len(entry) == 4 else None
-        files = [os.path.join(root, os.path.expanduser(path)) for path in paths]
-        if name not in used or is_registered(name, *files, pairs):
+        json_file, images = (os.path.join(root, os.path.expanduser(path)) for path in paths)
+        if name not in used or is_registered(name, json_file, images, pairs):
             continue
         sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS or None
         try:
-            register_coco_keypoints(name, *files, flip_pairs=pairs, sigmas=sigmas)
+            register_coco_keypoints(name, json_file, images, flip_pairs=pairs, sigmas=sigmas)
         except OSError as error:
             raise ConfigError(
                 f"DATASETS.REGISTER {name!r}: {error}. Paths are below $DETECTRON2_DATASETS, now "
