@@ -144,7 +144,7 @@ def csv_rows(report: Report) -> list[list[Any]]:
 
 
 def plot(report: Report, path: Path) -> None:
-    """Plot AP of every row as a bar: ours with its seeds and spread, the paper's in a panel of its own."""
+    """Draw AP of every row as a bar: ours with seeds and spread, the paper's beside them."""
     has_paper = any(line.paper for line in report.lines)
     figure, panels = plt.subplots(
         1, 1 + has_paper, figsize=(5 + 5 * has_paper, 4), layout="constrained", squeeze=False
