@@ -526,6 +526,16 @@ def test_best_model_survives_resume_and_leaves_last_checkpoint(tmp_path: Path) -
     assert best(tmp_path) == (5.0, 0)
 
 
+def test_nothing_found_is_not_called_the_best(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    train_best(tmp_path, {0: 0.0, 2: 3.0})
+    praised = [x for x in caplog.messages if "best so far" in x]
+    assert len(praised) == 1
+    assert "3.000 is the best so far" in praised[0]
+
+
 def test_damaged_best_model_is_no_obstacle(tmp_path: Path) -> None:
     train_best(tmp_path, {1: 10.0})
     cut(tmp_path / "model_best.pth", 100)

@@ -15,10 +15,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_tra
 from detectron2.engine import HookBase, launch
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from inspose_d2 import InsPose, add_inspose_config, list_configs
 from inspose_d2.data import coco_file
 from inspose_d2.data.images import ImageError
+from inspose_d2.engine.pictures import NUM_PICTURES
 from inspose_d2.engine.signals import Interrupted
 from inspose_d2.engine.train_loop import DEAD_STEPS, DeadKPNetsError, DivergedError
 from inspose_d2.engine.trainer import Trainer
@@ -501,3 +503,18 @@ def test_loader_of_detectron2_trains_and_a_resume_warns(
     assert "cannot be resumed" not in caplog.text
     run(short_cfg("x", **{"SOLVER.MAX_ITER": 2}), resume=True)
     assert "The training loader cannot be resumed" in caplog.text
+
+
+@pytest.mark.slow
+def test_pictures_of_evaluations_change_no_training(
+    short_cfg: Callable[..., CfgNode], few_people: dict[str, Any]
+) -> None:
+    settings = {**few_people, "SOLVER.MAX_ITER": 3, "TEST.EVAL_PERIOD": 1}
+    plain = short_cfg("plain", **{**settings, "DATASETS.TEST": ()})
+    shown = short_cfg("shown", **settings)
+    run(plain)
+    run(shown)
+    assert_same(state(shown)["model"], state(plain)["model"])
+    events = EventAccumulator(shown.OUTPUT_DIR).Reload()
+    assert events.Tags()["images"] == [f"few_people/{i}" for i in range(NUM_PICTURES)]
+    assert len(events.Images("few_people/0")) == 3

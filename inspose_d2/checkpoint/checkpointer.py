@@ -197,8 +197,10 @@ class InsPoseCheckpointer(DetectionCheckpointer):
         Raises:
             CheckpointError: the file is missing, damaged, forbidden or does not fit.
         """
-        if path:
-            self._require_file(path)
+        if not path:
+            self.logger.info("Weights: none are loaded, MODEL.WEIGHTS is empty")
+            return {}
+        self._require_file(path)
         self._path, self._strict = path, strict
         try:
             return super().load(path, checkpointables)
@@ -435,7 +437,8 @@ class BestCheckpointer(hooks.BestCheckpointer):
             best_value=value,
         )
         self._update_best(value, iteration)
-        self._logger.info("%s %.3f is the best so far: %s.pth", self._val_metric, value, BEST)
+        if value > 0:  # nothing found is nothing to praise
+            self._logger.info("%s %.3f is the best so far: %s.pth", self._val_metric, value, BEST)
 
 
 class _HashingWriter:
