@@ -51,6 +51,7 @@ setup(
         "web": ["gradio>=6"],
         "dev": [
             "pytest",
+            "pytest-xdist",  # several processes of tests
             "hypothesis",
             "ruff",
             "mypy",
