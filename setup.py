@@ -53,6 +53,7 @@ setup(
         "web": ["gradio>=6"],
         "dev": [
             "pytest",
+            "pytest-xdist",  # several processes of tests
             "hypothesis",
             "ruff",
             "mypy",

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ ROWS = {int(row[1]): row[0] for row in re.finditer(r"^\| (\d+) \|.*$", TEXT, re.
 TESTS = re.findall(r"`(tests/\w+\.py)::(\w+)`", TEXT)
 
 
+@cache
 def functions(path: str) -> dict[str, ast.FunctionDef]:
     tree = ast.parse((ROOT / path).read_text())
     return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}

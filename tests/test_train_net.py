@@ -30,6 +30,9 @@ ROOT = Path(__file__).parent.parent
 QUICK = str(ROOT / "configs" / "quick" / "synthetic_people.yaml")
 AP_LINE = "Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets= 20 ]"
 SMALL = {
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
     "MODEL.FPN.OUT_CHANNELS": 32,
     "MODEL.INSPOSE.CONV_DIM": 64,
     "MODEL.INSPOSE.KEYPOINT_BRANCH.CONV_DIM": 32,
