@@ -48,6 +48,7 @@ setup(
         "eval": ["faster-coco-eval>=1.8"],  # the same figures sooner
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "heic": ["pi-heif"],  # photographs of iPhones
+        "hub": ["huggingface_hub>=0.23", "safetensors"],
         "web": ["gradio>=6"],
         "dev": [
             "pytest",
