@@ -50,6 +50,7 @@ setup(
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "heic": ["pi-heif"],  # photographs of iPhones
         "video": ["av>=17"],  # of videos the sound and each frame's own time
+        "hub": ["huggingface_hub>=0.23", "safetensors"],
         "web": ["gradio>=6"],
         "dev": [
             "pytest",

@@ -87,6 +87,9 @@ ELSEWHERE = {
     "inspose convert opera": "tests/test_official_convert.py::"
     "test_whole_file_is_converted_and_loaded_strictly",
     "inspose install-detectron2": "tests/test_install_detectron2.py",
+    "inspose models folder": "tests/test_hub.py::"
+    "test_folder_has_the_files_of_the_hub_and_the_weights_of_the_package",
+    "inspose models download": "tests/test_hub.py::test_download_prints_the_verified_file",
     "inspose models": "tests/test_cli.py",
     "inspose benchmark": "tests/test_cli.py",
     "inspose train": "tests/test_cli.py",

@@ -145,7 +145,7 @@ def test_tool_says_which_extra_is_missing(
 
 @pytest.mark.parametrize(
     ("output", "problem"),
-    [("model.pth", "must end in .onnx or .pt2"), ("no/a.pt2", "no such folder")],
+    [("model.pth", "must end in .onnx, .pt2 or"), ("no/a.pt2", "no such folder")],
 )
 def test_tool_refuses_a_bad_output_before_it_works(
     capsys: pytest.CaptureFixture[str],

@@ -545,6 +545,47 @@ def torch_load(path: str, *, mmap: bool = False) -> dict[str, Any]:
     return data
 
 
+def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """Read the weights of a ``.pth`` or ``.safetensors`` file as they are stored.
+
+    Raises:
+        CheckpointError: the file is damaged or forbidden.
+    """
+    path = str(path)
+    if path.endswith(".safetensors"):
+        return _read_safetensors(path)
+    data = torch_load(path)
+    weights: dict[str, torch.Tensor] = data.get("model", data)
+    return weights
+
+
+def save_safetensors(
+    weights: dict[str, torch.Tensor],
+    path: str | os.PathLike[str],
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Write tensors by name as a ``.safetensors`` file, whole or not at all.
+
+    Args:
+        weights: on any device.
+        path: of the file.
+        metadata: what the file says of itself besides.
+
+    Raises:
+        CheckpointError: safetensors is missing.
+        OSError: the file cannot be written.
+    """
+    try:
+        from safetensors.torch import save
+    except ImportError as error:
+        raise CheckpointError(f"{path} needs safetensors: pip install safetensors") from error
+    own = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
+    temporary = f"{path}{TEMPORARY}"
+    with _synced(temporary) as file:
+        file.write(save(own, {"format": "pt"} | (metadata or {})))
+    os.replace(temporary, path)
+
+
 def _read_safetensors(path: str) -> dict[str, Any]:
     """Read a file of tensors as timm publishes them."""
     try:

@@ -125,7 +125,7 @@ def make_parser() -> Parser:
     command("benchmark", "Measure the latency of one model.", _benchmark)
     command("convert", "Convert data sets and checkpoints.", _convert)
     command("submit", "Pack poses on COCO test-dev for COCO's server.", _submit, SUBMIT)
-    command("models", "List configs and trained weights.", lambda _: None)
+    command("models", "List configs and trained weights, download them, write folders.", _models)
     command(
         "install-detectron2",
         "Install Detectron2, which is on no package index, without GitHub and without a compiler.",
@@ -137,12 +137,14 @@ def make_parser() -> Parser:
 
 def _model(parser: Parser, *, required: bool = False) -> None:
     """The options that choose a model."""
-    default = "" if required else "; by default the model that the package carries"
+    default = "" if required else "; by default that of the weights"
     parser.add_argument(
         "--config-file", required=required, metavar="CONFIG", help=f"YAML file or name{default}"
     )
     parser.add_argument(
-        "--weights", metavar="WEIGHTS", help="checkpoint of that config: file or name"
+        "--weights",
+        metavar="WEIGHTS",
+        help="of that config: file, name, folder, or organisation/name of the Hugging Face hub",
     )
 
 
@@ -216,10 +218,22 @@ def _web(parser: Parser) -> None:
     _options(parser)
 
 
+def _models(parser: Parser) -> None:
+    commands = parser.add_subparsers(dest="what", metavar="WHAT", help="by default the list")
+    download = commands.add_parser("download", help="have weights here, and print their file")
+    folder = commands.add_parser("folder", help="write a folder to push to the Hugging Face hub")
+    for own in (download, folder):
+        own.add_argument("weights", help="file, name, folder, or organisation/name of the hub")
+    folder.add_argument("--config-file", metavar="CONFIG", help="by default that of the weights")
+    folder.add_argument("--output", type=_path, required=True, metavar="FOLDER", help="to write")
+
+
 def _export(parser: Parser) -> None:
-    _model(parser, required=True)
+    _model(parser)
     parser.add_argument("--output", type=_path, required=True, metavar="FILE")
-    parser.add_argument("--format", choices=("onnx", "pt2"), help="default: the end of --output")
+    parser.add_argument(
+        "--format", choices=("onnx", "pt2", "safetensors"), help="default: the end of --output"
+    )
     _options(parser)
 
 

@@ -30,7 +30,7 @@ from ..data.threads import ReadAhead, WriteBehind
 from ..data.video import WEBCAM, Frame, VideoSource
 from ..engine.launch import under_torchrun
 from ..engine.predictor import InsPosePredictor
-from ..model_zoo import Checkpoint, find_weights, list_checkpoints
+from ..model_zoo import config_of, find_weights, score_threshold_of
 from ..modeling.keypoint_maps import keypoint_maps_of
 from ..modeling.oks import oks_sigmas
 from ..tracking import track_frames
@@ -237,9 +237,8 @@ def threshold_of(args: argparse.Namespace) -> float:
     """Score from which poses are shown: the command's, or that of the weights in the zoo."""
     if args.score_threshold is not None:
         return args.score_threshold
-    name = args.weights or ("" if args.config_file else DEFAULT_WEIGHTS)
-    known = list_checkpoints()
-    return known[name].score_threshold if name in known else Checkpoint.score_threshold
+    opts = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
+    return score_threshold_of(args.weights or opts.get("MODEL.WEIGHTS") or DEFAULT_WEIGHTS)
 
 
 def make_config(args: argparse.Namespace) -> CfgNode:
@@ -255,7 +254,8 @@ def make_config(args: argparse.Namespace) -> CfgNode:
             raise ValueError("--config-file needs --weights, the checkpoint to use")
         weights = DEFAULT_WEIGHTS
     device = ["MODEL.DEVICE", args.device] if args.device else []
-    cfg = get_cfg(args.config_file or DEFAULT_CONFIG, [*args.opts, *device])
+    config = args.config_file or config_of(weights) or DEFAULT_CONFIG
+    cfg = get_cfg(config, [*args.opts, *device])
     check_model(cfg)  # before a threshold of the command takes the place of a wrong one
     cfg.MODEL.WEIGHTS = str(find_weights(weights))
     return cfg
