@@ -145,9 +145,7 @@ def _body(phase: float, arms: float) -> np.ndarray:
     body = np.zeros((people.NUM_POINTS, 3))
     body[people.NECK, 1] = length["torso"]
     body[people.SKULL, 1] = length["torso"] + people.NECK_LENGTH
-    body[: len(people.FACE_SHAPE)] = (
-        body[people.SKULL] + people.SKULL_RADIUS * people.FACE_SHAPE
-    )
+    body[: len(people.FACE_SHAPE)] = body[people.SKULL] + people.SKULL_RADIUS * people.FACE_SHAPE
     body[people.FACE] = body[people.SKULL] + people.SKULL_RADIUS * np.array([0, -0.12, 0.35])
     direction = people._direction
     for side, sign in enumerate((1, -1)):
