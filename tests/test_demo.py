@@ -740,3 +740,51 @@ def test_interrupted_command_leaves_whole_files(
     pictures = list(poses.iterdir())
     assert 5 <= len(pictures) < 3000
     assert all(cv2.imread(str(x)) is not None for x in pictures)
+
+
+def test_persons_of_a_video_keep_their_numbers(tool: Callable[..., int], tmp_path: Path) -> None:
+    source = video(tmp_path / "dance.avi", frames=6, fps=12.5)
+    for options in (("--track",), ("--smooth",), ("--track", "--smooth", "--batch-size", 4)):
+        assert tool("--input", source, "--output", "out", *options) == demo.DONE
+        found = results(tmp_path / "out")
+        assert [x["image_id"] for x in found] == list(range(6))
+        # Points of a pixel are no person: nothing is told of ids but that they are there.
+        assert all(x["track_id"] >= 1 for x in found)
+        assert cv2.VideoCapture("out/poses/dance.webm").get(cv2.CAP_PROP_FRAME_COUNT) == 6
+    assert tool("--input", source, "--output", "out") == demo.DONE
+    assert not any("track_id" in x for x in results(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("option", ["--track", "--smooth"])
+def test_images_are_not_tracked(
+    tool: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    assert tool("--input", picture(tmp_path / "a.png"), "--output", "out", option) == cli.USAGE
+    said = capsys.readouterr().err
+    assert said == "inspose predict: --track and --smooth are for a video or the webcam\n"
+
+
+class Capture:
+    """A video whose frames have these times, in milliseconds."""
+
+    def __init__(self, *times: float) -> None:
+        self.times = iter(times)
+
+    def read(self) -> tuple[bool, np.ndarray | None]:
+        self.now = next(self.times, None)
+        return self.now is not None, None if self.now is None else np.zeros((2, 2, 3), np.uint8)
+
+    def get(self, _: int) -> float | None:
+        return self.now
+
+
+def test_frames_have_the_times_of_the_file_which_always_go_on() -> None:
+    def times(*given: float) -> list[float]:
+        return [t for t, _ in demo.frames_of(Capture(*given), is_live=False)]  # type: ignore[arg-type]
+
+    assert times(0, 33, 500) == [0, 0.033, 0.5]
+    assert times(0, 0, 40, 20) == pytest.approx([0, 1 / 30, 0.04, 0.04 + 1 / 30])
+    assert times(float("nan"), 100) == pytest.approx([1 / 30, 0.1])
+    assert times(-40, 0) == [-0.04, 0]
+    live = [t for t, _ in demo.frames_of(Capture(0, 0, 0), is_live=True)]  # type: ignore[arg-type]
+    assert live[0] < live[1] < live[2] < live[0] + 1

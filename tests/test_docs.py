@@ -74,6 +74,7 @@ ELSEWHERE = {
     "python tools/benchmark_load.py": "tests/test_benchmark_load.py",
     "python tools/benchmark_draw.py": "nowhere: a benchmark that no test repeats",
     "python tools/benchmark_nms.py": "nowhere: a benchmark that no test repeats",
+    "python tools/benchmark_tracking.py": "nowhere: a benchmark that no test repeats",
     "python tools/hold_out.py": "tests/test_hold_out.py",
     "python tools/lite0_imagenet.py": "tests/test_lite0_imagenet.py",
     "python tools/update_model_zoo.py": "tests/test_update_model_zoo.py",
@@ -82,6 +83,7 @@ ELSEWHERE = {
     "python tools/onnx_example.py": "tests/test_export.py::"
     "test_example_finds_the_poses_without_torch",
     "pip install onnxruntime": "nowhere: a package of PyPI",
+    "pip install trackeval": "nowhere: a package of PyPI",
     "gdown": "nowhere: needs Google Drive",
     "pip install gdown": "nowhere: a package of PyPI",
     "inspose convert opera": "tests/test_official_convert.py::"

@@ -105,6 +105,23 @@ def test_trunk_joins_shoulders_and_hips_that_the_rules_leave_apart() -> None:
     assert color_at(image, 100, 100) == LEFT
 
 
+def test_limbs_have_the_colour_of_the_track_and_joints_that_of_the_side() -> None:
+    def drawn(number: int) -> np.ndarray:
+        poses = poses_of(TORSO)
+        poses.pred_track_ids = torch.tensor([number])
+        return draw_poses(ground(), poses, metadata=COCO, scores=True)
+
+    arms = [color_at(drawn(x), 150, 90) for x in range(1, 9)]
+    assert len({*arms}) == 8
+    assert arms[2] == color_at(drawn(3), 100, 60)  # from shoulder to shoulder too
+    assert color_at(drawn(3), 150, 60) == LEFT
+    # Its number stands below, before the score.
+    plain = draw_poses(ground(), poses_of(TORSO), metadata=COCO, scores=True)
+    assert np.flatnonzero(drawn(3)[180:].any(axis=(0, 2))).size > (
+        np.flatnonzero(plain[180:].any(axis=(0, 2))).size
+    )
+
+
 def test_centre_of_a_joint_is_the_keypoint() -> None:
     for x, y in ((60.0, 70.0), (60.25, 70.75), (60.5, 70.5)):
         image = draw_poses(ground(), poses_of({NOSE: (x, y, 1.0)}), metadata=COCO)

@@ -68,7 +68,9 @@ def test_a_still_person_trembles_at_least_five_times_less(smooth, times_less) ->
 def test_places_of_a_still_person_are_nearer_to_the_true_ones() -> None:
     times, path = walk(0)
     found = trembling(path)
-    error = [np.std((x - path)[60:-20]) for x in (found, live(times, found), recorded(times, found))]
+    error = [
+        np.std((x - path)[60:-20]) for x in (found, live(times, found), recorded(times, found))
+    ]
     assert error[1] < error[0] / 2
     assert error[2] < error[0] / 4
 

@@ -96,7 +96,7 @@ def with_model() -> Finder:
         device="cpu",
         score_threshold=LEAST,
     )
-    return lambda scene, xy, flags: predictor(picture(scene))["instances"]
+    return lambda scene, *_: predictor(picture(scene))["instances"]
 
 
 def areas_of(xy: np.ndarray) -> np.ndarray:
@@ -110,7 +110,10 @@ def poses_of(keypoints: np.ndarray, scores: np.ndarray) -> Instances:
     points = torch.from_numpy(keypoints).float()
     boxes = boxes_of_poses(points) if len(points) else torch.zeros(0, 4)
     return Instances(
-        SIZE, pred_keypoints=points, scores=torch.from_numpy(scores).float(), pred_boxes=Boxes(boxes)
+        SIZE,
+        pred_keypoints=points,
+        scores=torch.from_numpy(scores).float(),
+        pred_boxes=Boxes(boxes),
     )
 
 
@@ -119,9 +122,9 @@ def ours(start: float = START) -> Tracker:
     tracker = PoseTracker(SIGMAS.tolist(), start_score=START)
 
     def track(time: float, poses: Instances) -> tuple[np.ndarray, np.ndarray]:
-        poses = poses[poses.scores >= start]
+        poses = Instances(poses.image_size, **poses.get_fields())
         poses.places = torch.arange(len(poses))
-        tracked = tracker.update(poses, time)
+        tracked = tracker.update(poses[poses.scores >= start], time)
         return tracked.places.numpy(), tracked.pred_track_ids.numpy()
 
     return track
@@ -132,7 +135,9 @@ def norfair(fps: float) -> Tracker:
     from norfair import Detection, Tracker
     from norfair.distances import create_keypoints_voting_distance
 
-    distance = create_keypoints_voting_distance(keypoint_distance_threshold=30, detection_threshold=0.1)
+    distance = create_keypoints_voting_distance(
+        keypoint_distance_threshold=30, detection_threshold=0.1
+    )
     tracker = Tracker(
         distance,
         distance_threshold=0.8,

@@ -59,16 +59,17 @@ def describe_model(cfg: CfgNode, model: Any) -> None:
     if not comm.is_main_process():
         return
     _write(cfg.OUTPUT_DIR, "model.txt", str(model))
-    height, width = size = input_size(cfg, model)
-    parameters = list(model.parameters())
+    parameters, macs = list(model.parameters()), ""
+    if hasattr(model, "predict"):  # a peer has no such part
+        height, width = size = input_size(cfg, model)
+        macs = f"; {count_macs(model, size) / 1e9:.1f} GMACs at {width} x {height} pixels"
     logger.info(
-        "Model: %s, %s: %.1f M parameters, %.1f M of them trained; %.1f GMACs at %d x %d pixels",
+        "Model: %s, %s: %.1f M parameters, %.1f M of them trained%s",
         cfg.MODEL.META_ARCHITECTURE,
         cfg.MODEL.BACKBONE.NAME,
         sum(x.numel() for x in parameters) / 1e6,
         sum(x.numel() for x in parameters if x.requires_grad) / 1e6,
-        count_macs(model, size) / 1e9,
-        *(width, height),
+        macs,
     )
 
 
