@@ -115,7 +115,7 @@ def test_keypoints_that_are_not_finite_or_sure_do_not_count() -> None:
 
 def test_other_keypoints_with_their_own_sigmas() -> None:
     fish = np.array([(0, 0, 0.5), (50, 0, 0.5), (60, 20, 0.5), (60, -20, 0.5)])
-    bent = fish + [(0, 20, 0), (0, -20, 0), (0, 20, 0), (0, -20, 0)]
+    bent = fish + np.array([(0, 20, 0), (0, -20, 0), (0, 20, 0), (0, -20, 0)])
     for sigma, same in ((0.3, True), (0.01, False)):
         tracker = PoseTracker([sigma] * 4)
         assert ids(tracker, 0.0, fish) == [1]
@@ -184,7 +184,7 @@ class Predictor:
     cfg = get_cfg("InsPose_R50_3x")
     calls = 0
 
-    def __call__(self, image: object) -> dict[str, Instances]:
+    def __call__(self, _: object) -> dict[str, Instances]:
         self.calls += 1
         return {"instances": poses_of(person(100 + self.calls), person(500 + 6 * (self.calls % 2)))}
 

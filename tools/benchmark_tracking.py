@@ -96,7 +96,7 @@ def with_model() -> Finder:
         device="cpu",
         score_threshold=LEAST,
     )
-    return lambda scene, xy, flags: predictor(picture(scene))["instances"]
+    return lambda scene, *_: predictor(picture(scene))["instances"]
 
 
 def areas_of(xy: np.ndarray) -> np.ndarray:
