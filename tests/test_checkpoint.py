@@ -291,6 +291,7 @@ def test_no_valid_checkpoint_lists_each_and_train_net_exits_with_3(
 
     cfg = CfgNode({"OUTPUT_DIR": str(tmp_path), "MODEL": {"WEIGHTS": ""}, "DATASETS": {"TEST": ()}})
     monkeypatch.setattr(train_net, "setup", lambda _: cfg)
+    monkeypatch.setattr(train_net, "describe_model", lambda *_: None)
     monkeypatch.setattr(train_net.Trainer, "build_model", lambda _: Small())
     with pytest.raises(SystemExit) as stop:
         train_net.main(SimpleNamespace(eval_only=True, resume=True))

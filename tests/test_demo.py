@@ -761,30 +761,4 @@ def test_images_are_not_tracked(
 ) -> None:
     assert tool("--input", picture(tmp_path / "a.png"), "--output", "out", option) == cli.USAGE
     said = capsys.readouterr().err
-    assert said == "inspose predict: --track and --smooth are for a video or the webcam\n"
-
-
-class Capture:
-    """A video whose frames have these times, in milliseconds."""
-
-    def __init__(self, *times: float) -> None:
-        self.times = iter(times)
-
-    def read(self) -> tuple[bool, np.ndarray | None]:
-        self.now = next(self.times, None)
-        return self.now is not None, None if self.now is None else np.zeros((2, 2, 3), np.uint8)
-
-    def get(self, _: int) -> float | None:
-        return self.now
-
-
-def test_frames_have_the_times_of_the_file_which_always_go_on() -> None:
-    def times(*given: float) -> list[float]:
-        return [t for t, _ in demo.frames_of(Capture(*given), is_live=False)]  # type: ignore[arg-type]
-
-    assert times(0, 33, 500) == [0, 0.033, 0.5]
-    assert times(0, 0, 40, 20) == pytest.approx([0, 1 / 30, 0.04, 0.04 + 1 / 30])
-    assert times(float("nan"), 100) == pytest.approx([1 / 30, 0.1])
-    assert times(-40, 0) == [-0.04, 0]
-    live = [t for t, _ in demo.frames_of(Capture(0, 0, 0), is_live=True)]  # type: ignore[arg-type]
-    assert live[0] < live[1] < live[2] < live[0] + 1
+    assert said == "inspose predict: --track and --smooth are for a video or a camera\n"

@@ -164,8 +164,9 @@ class Trainer(DefaultTrainer):
 
     def _say_schedule(self) -> None:
         solver, loader = self.cfg.SOLVER, self._trainer.data_loader
-        batch, dataset = solver.IMS_PER_BATCH, getattr(loader, "dataset", ())
-        epochs = f", {self.max_iter * batch / len(dataset):.3g} epochs" if len(dataset) else ""
+        batch, epochs = solver.IMS_PER_BATCH, ""
+        if isinstance(getattr(loader, "batch_sampler", None), TrainingBatches):
+            epochs = f", {self.max_iter * batch / len(loader.dataset):.3g} epochs"
         drops = solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR"
         falls = f", falls at {solver.STEPS}" if solver.STEPS and drops else ""
         logger.info(
@@ -427,7 +428,7 @@ class Trainer(DefaultTrainer):
         for name in cfg.DATASETS.TEST:
             coco = cls.check_dataset(cfg, name, evaluation=True)
             if coco:
-                counts = (len(coco[key]) for key in ("images", "annotations"))
+                counts = (len(coco.get(key, ())) for key in ("images", "annotations"))
                 logger.info("Evaluation data: %s: %d images, %d annotations", name, *counts)
 
     @staticmethod

@@ -88,7 +88,7 @@ def smooth_recorded(
         while past and past[0][0] < time - WINDOW:
             past.popleft()
         past.append((time, poses))
-        around = [*past, *(x[:2] for x in coming)]
+        around = [*past, *(x[:2] for x in coming if x[0] <= time + WINDOW)]
         return time, _smooth_among(poses, time, around), payload
 
     for frame in frames:
