@@ -457,7 +457,7 @@ class InsPose(ImageModel):
             (
                 keypoints,
                 boxes_of_poses(keypoints) if own is None else clip_boxes_to_image(own, size),
-                self._pose_scores(score, keypoints),
+                self.pose_scores(score, keypoints),
                 index,
             )
             for keypoints, own, score, index, size in per_image
@@ -505,7 +505,7 @@ class InsPose(ImageModel):
             for own_cells, own_scores, own_offsets, (_, width), image_size in per_image
         ]
 
-    def _pose_scores(self, scores: Tensor, keypoints: Tensor) -> Tensor:
+    def pose_scores(self, scores: Tensor, keypoints: Tensor) -> Tensor:
         """Mix person probabilities (n,) with the scores of keypoints (n, K, 3)."""
         weight = self.keypoint_score_weight
         return scores ** (1 - weight) * keypoints[..., 2].mean(dim=1) ** weight
