@@ -103,7 +103,7 @@ class InsPoseGraph(nn.Module):
         finite = keypoints.flatten(1).isfinite().all(dim=1) & boxes.isfinite().all(dim=1)
         valid = valid & finite & scores.isfinite()
         scores = scores.where(valid, -1)
-        order = scores.argsort(descending=True, stable=True)
+        order = scores.topk(scores.shape[0]).indices  # the exporter has no stable sort
         keypoints, boxes, scores, valid = (x[order] for x in (keypoints, boxes, scores, valid))
         sigmas = model.nms_sigmas
         overlaps = box_iou(boxes, boxes) if sigmas is None else similarities(keypoints, sigmas)
@@ -111,8 +111,9 @@ class InsPoseGraph(nn.Module):
         keep = keep & (keep.cumsum(dim=0) <= model.max_poses)
         boxes = clip_boxes_to_image(boxes, image_size)
         keep = keep & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-        rows = keep.int().argsort(descending=True, stable=True)
-        rows = rows[: min(model.max_poses, model.topk_candidates)]
+        numbers = torch.arange(keep.shape[0], 0, -1)
+        size = min(model.max_poses, model.topk_candidates)
+        rows = (keep.int() * numbers).topk(size).indices  # in their order, the others behind
         is_pose = keep[rows]
         return (
             boxes[rows] * is_pose[:, None],
@@ -219,16 +220,20 @@ class BatchGraph(InsPoseGraph):
             valid = scores > model.score_threshold
             return self.rows_of(keypoints, boxes, pose_scores, valid, size)
 
-        in_dims = (0, 0, 0, 0, None if predictions.disk_offsets is None else 0, 0)
-        return torch.vmap(poses_of, (*in_dims, None if boxes is None else 0))(
+        none = [None] * images.shape[0]
+        per_image = zip(
             params,
             points,
             strides,
             predictions.keypoint_features,
-            predictions.disk_offsets,
+            none if predictions.disk_offsets is None else predictions.disk_offsets,
             scores,
-            None if boxes is None else boxes.unflatten(0, index.shape),
+            none if boxes is None else boxes.unflatten(0, index.shape),
+            strict=True,
         )
+        # Not vmap, which the exporter cannot follow where sizes are open.
+        found = [poses_of(*own) for own in per_image]
+        return tuple(torch.stack(x) for x in zip(*found, strict=True))
 
 
 class _KPNetAtOnce(KPNet):
@@ -285,7 +290,7 @@ def export_onnx(
         model: on the CPU; stays as it is.
         path: file to write.
         batch: images of a batch, see :class:`BatchGraph`; None takes a single image. The number is
-            fixed: ``vmap`` leaves the exporter no open one.
+            fixed, as the graph has a part for each image.
 
     Raises:
         ValueError: a batch for :class:`InsPoseOfficial`.

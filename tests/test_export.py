@@ -319,6 +319,27 @@ def test_example_finds_the_poses_without_torch(
 
 
 @pytest.mark.slow
+def test_onnx_runtime_finds_the_poses_of_pytorch_in_a_batch(
+    trained: InsPose, tmp_path: Path
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
+    model, found = copy.deepcopy(trained), 0
+    model.topk_candidates, model.max_poses = 30, 20
+    export_onnx(model, tmp_path / "model.onnx", batch=2)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    files = [x["file_name"] for x in DatasetCatalog.get("synthetic_people_val")[:2]]
+    for size in [*SIZES[:2], SMALL_SIZES[1]]:
+        images = np.stack([resized(x, size) for x in files])
+        *rows, counts = session.run([*OUTPUTS, "counts"], {"images": images})
+        assert [x.shape[:2] for x in rows] == [(2, 20)] * 3
+        for number, count in enumerate(counts):
+            own = [x[number, :count] for x in rows]
+            assert_same_poses(own, eager(model, images[number]))
+            found += count
+    assert found > 10
+
+
+@pytest.mark.slow
 def test_saved_program_finds_the_poses_of_the_model(trained: InsPose, tmp_path: Path) -> None:
     torch.export.save(export_program(trained), tmp_path / "model.pt2")
     program = torch.export.load(tmp_path / "model.pt2").module()
