@@ -80,7 +80,7 @@ ELSEWHERE = {
     "python tools/update_model_zoo.py": "tests/test_update_model_zoo.py",
     "inspose export": "tests/test_export.py::"
     "test_onnx_runtime_finds_the_poses_of_pytorch_in_thirty_images",
-    "python tools/onnx_example.py": "tests/test_export.py::"
+    "python examples/onnx_app.py": "tests/test_export.py::"
     "test_example_finds_the_poses_without_torch",
     "pip install onnxruntime": "nowhere: a package of PyPI",
     "pip install trackeval": "nowhere: a package of PyPI",

@@ -28,7 +28,9 @@ def check_packages() -> None:
         raise ValueError(f"ONNX needs {', '.join(missing)}: pip install 'inspose_d2[export]'")
 
 
-def export(config_file: str, opts: list[str], output: Path, file_format: str) -> None:
+def export(
+    config_file: str, opts: list[str], output: Path, file_format: str, batch: int | None
+) -> None:
     """Build a model and write it.
 
     Args:
@@ -36,6 +38,7 @@ def export(config_file: str, opts: list[str], output: Path, file_format: str) ->
         opts: changes of the config, ``MODEL.WEIGHTS`` among them: a file, or a name of the zoo.
         output: file to write.
         file_format: one of ``FORMATS``.
+        batch: images of a batch, ONNX alone; None takes a single image.
     """
     cfg = get_cfg(config_file, ["MODEL.DEVICE", "cpu", *opts])
     if not cfg.MODEL.WEIGHTS:
@@ -47,7 +50,7 @@ def export(config_file: str, opts: list[str], output: Path, file_format: str) ->
     logger.info("Tracing the model and writing %s: a minute or two", output)
     start = time.perf_counter()
     if file_format == "onnx":
-        export_onnx(model, output)
+        export_onnx(model, output, batch=batch)
     elif file_format == "safetensors":
         save_safetensors(model.state_dict(), output)
     else:
@@ -63,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(
             f"--output {args.output}: must end in .onnx, .pt2 or .safetensors, or give --format"
         )
+    if args.batch and file_format != "onnx":
+        raise ValueError("--batch is for ONNX")
     if args.output.is_dir():
         raise ValueError(f"--output {args.output}: is a folder; give a file in it")
     if not args.output.absolute().parent.is_dir():
@@ -76,5 +81,5 @@ def run(args: argparse.Namespace) -> int:
     config = args.config_file or (config_of(args.weights) if args.weights else None)
     if config is None:
         raise ValueError("--config-file is needed: no --weights that say which config they are of")
-    export(config, [*args.opts, *weights], args.output, file_format)
+    export(config, [*args.opts, *weights], args.output, file_format, args.batch)
     return 0

@@ -56,6 +56,9 @@ One image goes in, its poses come out; NMS is inside.
     output  scores     float32  (N,)        of the poses, in [0, 1], best first
     output  keypoints  float32  (N, K, 3)   x, y in pixels of the input, score in [0, 1]
 
+With --batch: images (B, 3, H, W), and boxes (B, R, 4), scores (B, R), keypoints (B, R, K, 3) with
+zeros behind the counts (B,) poses of each image, R being TEST.DETECTIONS_PER_IMAGE.
+
 The .pt2 gives the same three as a tuple, for H and W above 128. docs/deployment.md has more.
 """
 
@@ -233,6 +236,9 @@ def _export(parser: Parser) -> None:
     parser.add_argument("--output", type=_path, required=True, metavar="FILE")
     parser.add_argument(
         "--format", choices=("onnx", "pt2", "safetensors"), help="default: the end of --output"
+    )
+    parser.add_argument(
+        "--batch", type=_count, metavar="B", help="of B images, fixed rows for each (ONNX)"
     )
     _options(parser)
 
