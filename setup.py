@@ -20,6 +20,7 @@ setup(
     packages=[*find_packages(include=["inspose_d2*"]), "inspose_d2.model_zoo.configs"],
     entry_points={"console_scripts": ["inspose = inspose_d2.cli:main"]},
     package_data={
+        "inspose_d2.cli": ["templates/*"],
         "inspose_d2.model_zoo": ["checkpoints/*"],
         "inspose_d2.model_zoo.configs": ["*.yaml", "*/*.yaml"],
     },
@@ -39,6 +40,7 @@ setup(
         "tqdm",
         "matplotlib",
         "tensorboard",
+        "jinja2",  # the pages of browse; PyTorch needs it too
         # Three limits that Detectron2 sets; setuptools 82 dropped pkg_resources, which its
         # model zoo imports.
         "iopath>=0.1.7,<0.1.10",
