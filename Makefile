@@ -10,7 +10,10 @@ export MPLCONFIGDIR := $(CURDIR)/.venv/cache/matplotlib
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/.venv/cache/inductor
 export XDG_CACHE_HOME := $(CURDIR)/.venv/cache
 
-.PHONY: demo demo-short test test-quick test-slow test-gpu check lint format type install clean
+# Material's advertisement of its successor.
+export NO_MKDOCS_2_WARNING := 1
+
+.PHONY: demo demo-short site test test-quick test-slow test-gpu check lint format type install clean
 
 demo: install
 	$(RUN) tools/demo_synthetic.py
@@ -29,6 +32,9 @@ test-slow: install
 
 test-gpu: install
 	$(RUN) -m pytest -m gpu
+
+site: install  ## the pages of docs/ and of the docstrings, in output/site
+	$(RUN) -m mkdocs build
 
 check: lint type test-quick
 

@@ -54,6 +54,8 @@ setup(
         "video": ["av>=17"],  # of videos the sound and each frame's own time
         "hub": ["huggingface_hub>=0.23", "safetensors"],
         "web": ["gradio>=6"],
+        # The site (make site), and what runs docs/notebook.ipynb.
+        "docs": ["mkdocs-material", "mkdocstrings[python]", "nbclient", "ipykernel"],
         "dev": [
             "pytest",
             "pytest-xdist",  # several processes of tests
@@ -61,7 +63,7 @@ setup(
             "ruff",
             "mypy",
             "playwright",  # its driver alone: the browser is the system's Chromium
-            "inspose_d2[eval,export,video]",
+            "inspose_d2[docs,eval,export,video]",
             'inspose_d2[web]; python_version >= "3.11"',
         ],
     },

@@ -49,6 +49,7 @@ ELSEWHERE = {
     "make test": ".ci/run::step test",
     "make test-quick": ".ci/run::step test",
     "make install": ".ci/run::step install",
+    "make site": ".ci/run::step site",
     "make check": ".ci/run::step lint",
     "source .venv/bin/activate": "nowhere: of Python's venv",
     "pip install --no-build-isolation git+https": "nowhere: needs GitHub and a compiler",
