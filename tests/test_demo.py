@@ -402,7 +402,7 @@ def test_interrupted_video_leaves_whole_files(
     source = video(tmp_path / "walk.avi")
     assert tool("--input", source, "--output", "out") == cli.INTERRUPTED
     assert len(results(tmp_path / "out")) == 3
-    assert len(list(read(cv2.VideoCapture("out/poses/walk.webm")))) == 3
+    assert len(list(read(cv2.VideoCapture("out/poses/walk.webm"), False))) == 3
 
 
 def test_webcam_without_a_display_writes_files(
