@@ -90,7 +90,7 @@ def test_recorded_nothing_lags_and_lines_stay_lines() -> None:
     assert recorded(uneven, path) == pytest.approx(path, abs=1e-6)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 1000))
 def test_recorded_backwards_is_the_same_backwards(seed: int) -> None:
     rng = np.random.default_rng(seed)
