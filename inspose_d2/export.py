@@ -58,7 +58,7 @@ class InsPoseGraph(nn.Module):
         size = height, width
         poses: Poses
         (poses,) = model.decode(predictions, locations, [size])
-        if model.nms_sigmas is not None:
+        if model.nms_sigmas is not None or model.decoding == "expected_oks":
             # As many rows for every image: steps of open size would take the exporter minutes.
             rows = model.topk_candidates
             keypoints, boxes, scores, where = poses
@@ -76,12 +76,7 @@ class InsPoseGraph(nn.Module):
             keypoints, boxes, scores, nms_threshold=model.nms_threshold, max_poses=model.max_poses
         )
         keep = keep[keep < where.shape[0]]  # without the two
-        poses = keypoints[keep], boxes[keep], scores[keep], where[keep]
-        if model.decoding == "expected_oks":
-            poses = model.refine(predictions, locations, 0, poses, size)
-            best = poses[2].argsort(descending=True)
-            poses = poses[0][best], poses[1][best], poses[2][best], poses[3]
-        keypoints, boxes, scores, _ = poses
+        keypoints, boxes, scores = keypoints[keep], boxes[keep], scores[keep]
         # As detector_postprocess does for the eager model.
         boxes = clip_boxes_to_image(boxes, size)
         inside = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
@@ -116,24 +111,12 @@ class InsPoseGraph(nn.Module):
             Of R = ``TEST.DETECTIONS_PER_IMAGE`` rows, N at most, boxes (R, 4), scores (R,) and
             keypoints (R, K, 3), best first, zeros behind the last pose, and the number of poses.
         """
-        model, (keypoints, boxes, scores, where) = self.model, poses
-        finite = keypoints.flatten(1).isfinite().all(dim=1) & boxes.isfinite().all(dim=1)
-        valid = valid & finite & scores.isfinite()
-        scores = scores.where(valid, -1)
-        order = scores.topk(scores.shape[0]).indices  # the exporter has no stable sort
-        keypoints, boxes, scores, where, valid = (
-            x[order] for x in (keypoints, boxes, scores, where, valid)
-        )
-        sigmas = model.nms_sigmas
-        overlaps = box_iou(boxes, boxes) if sigmas is None else similarities(keypoints, sigmas)
-        keep = unsuppressed(overlaps > model.nms_threshold, valid)
-        numbers = torch.arange(keep.shape[0], 0, -1)
+        model = self.model
         size = min(model.max_poses, model.topk_candidates)
-        rows = (keep.int() * numbers).topk(size).indices  # in their order, the others behind
-        keep = keep[rows]
-        poses = keypoints[rows], boxes[rows], scores[rows], where[rows]
+        poses, keep = self.suppress(poses, valid, size)
         if model.decoding == "expected_oks":
             poses = model.refine(predictions, locations, image, poses, image_size)
+            poses, keep = self.suppress(poses, keep, size)
         keypoints, boxes, scores, _ = poses
         boxes = clip_boxes_to_image(boxes, image_size)
         keep = keep & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
@@ -145,6 +128,29 @@ class InsPoseGraph(nn.Module):
             keypoints[best].where(keep[:, None, None], 0),
             keep.sum(),
         )
+
+    def suppress(self, poses: Poses, valid: Tensor, size: int) -> tuple[Poses, Tensor]:
+        """Choose R of N poses: those that NMS leaves, best first, and others behind them.
+
+        Args:
+            poses: as for :meth:`rows_of`.
+            valid: the same.
+            size: R, at most N.
+
+        Returns:
+            R poses, and (R,) bool: which NMS has left.
+        """
+        keypoints, boxes, scores, _ = poses
+        finite = keypoints.flatten(1).isfinite().all(dim=1) & boxes.isfinite().all(dim=1)
+        valid = valid & finite & scores.isfinite()
+        order = scores.where(valid, -1).topk(scores.shape[0]).indices  # there is no stable sort
+        keypoints, boxes, scores, where = (x[order] for x in poses)
+        sigmas = self.model.nms_sigmas
+        overlaps = box_iou(boxes, boxes) if sigmas is None else similarities(keypoints, sigmas)
+        keep = unsuppressed(overlaps > self.model.nms_threshold, valid[order])
+        numbers = torch.arange(keep.shape[0], 0, -1)
+        rows = (keep.int() * numbers).topk(size).indices  # in their order, the others behind
+        return (keypoints[rows], boxes[rows], scores[rows], where[rows]), keep[rows]
 
 
 def similarities(keypoints: Tensor, sigmas: Tensor) -> Tensor:

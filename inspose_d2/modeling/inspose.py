@@ -32,7 +32,7 @@ from .losses import (
     regression_loss,
 )
 from .oks import object_keypoint_similarity, oks_sigmas
-from .postprocess import body_areas, boxes_of_poses, instances_of, select_poses
+from .postprocess import body_areas, boxes_of_poses, select_poses
 from .target_generator import PERSON, TargetGenerator, Targets
 
 
@@ -414,9 +414,12 @@ class InsPose(ImageModel):
         Returns:
             Per image ``Instances`` in pixels of the network input.
         """
-        decoded = self.decode(predictions, locations, image_sizes)
-        poses = [
-            select_poses(
+
+        def select(
+            poses: tuple[Tensor, Tensor, Tensor, Tensor], size: tuple[int, int]
+        ) -> Instances:
+            keypoints, boxes, scores, where = poses
+            return select_poses(
                 keypoints,
                 boxes,
                 scores,
@@ -426,15 +429,14 @@ class InsPose(ImageModel):
                 sigmas=self.nms_sigmas,
                 locations=where,
             )
-            for (keypoints, boxes, scores, where), size in zip(decoded, image_sizes, strict=True)
-        ]
+
+        decoded = self.decode(predictions, locations, image_sizes)
+        poses = [select(*own) for own in zip(decoded, image_sizes, strict=True)]
         if self.decoding == "expected_oks":
             for image, (own, size) in enumerate(zip(poses, image_sizes, strict=True)):
                 kept = own.pred_keypoints, own.pred_boxes.tensor, own.scores, own.pred_locations
-                refined = instances_of(
-                    size, *self.refine(predictions, locations, image, kept, size)
-                )
-                poses[image] = refined[refined.scores.argsort(descending=True, stable=True)]
+                # Doubles of a person become alike: they are suppressed now at the latest.
+                poses[image] = select(self.refine(predictions, locations, image, kept, size), size)
         if not with_locations:
             for own in poses:
                 own.remove("pred_locations")

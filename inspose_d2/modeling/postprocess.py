@@ -204,26 +204,13 @@ def select_poses(
     if num_finite < len(scores):
         dropped = len(scores) - num_finite
         logger.warning("dropped %d of %d poses of an image: not finite", dropped, len(scores))
-    if locations is not None:
-        locations = locations[keep]
-    return instances_of(image_size, keypoints[keep], boxes[keep], scores[keep], locations)
-
-
-def instances_of(
-    image_size: tuple[int, int],
-    keypoints: Tensor,
-    boxes: Tensor,
-    scores: Tensor,
-    locations: Tensor | None = None,
-) -> Instances:
-    """Put N poses into the form that Detectron2 hands on; see :func:`select_poses`."""
     poses = Instances(
         image_size,
-        pred_boxes=Boxes(boxes),
-        scores=scores,
-        pred_classes=torch.zeros_like(scores, dtype=torch.int64),
-        pred_keypoints=keypoints,
+        pred_boxes=Boxes(boxes[keep]),
+        scores=scores[keep],
+        pred_classes=torch.zeros_like(keep),
+        pred_keypoints=keypoints[keep],
     )
     if locations is not None:
-        poses.pred_locations = locations
+        poses.pred_locations = locations[keep]
     return poses
