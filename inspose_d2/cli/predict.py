@@ -49,6 +49,9 @@ DEFAULT_WEIGHTS = "people_lite0"
 FULL = {errno.ENOSPC, errno.EDQUOT}  # the next picture would not fit either
 LONGEST_WAIT = timedelta(days=7)  # of a worker for the slowest of the others
 
+# Keypoints with lower scores are not drawn; a score is a probability or an expected OKS.
+KEYPOINT_THRESHOLDS = {"peaks": 0.05, "expected_oks": 0.3}
+
 T = TypeVar("T")
 
 
@@ -63,6 +66,7 @@ class Demo:
         self.metadata = MetadataCatalog.get(next(iter(cfg.DATASETS.TEST), "__unused"))
         self.score_threshold = score_threshold
         self.sigmas = oks_sigmas(cfg)
+        self.keypoint_threshold = KEYPOINT_THRESHOLDS[cfg.MODEL.INSPOSE.DECODING_TEST]
         self.batch_size = batch_size
 
     def predict(self, images: list[np.ndarray]) -> list[Instances]:
@@ -75,7 +79,13 @@ class Demo:
 
     def draw(self, image: np.ndarray, poses: Instances) -> np.ndarray:
         """Draw poses on a copy of the image."""
-        return draw_poses(image, poses, metadata=self.metadata, scores=True)
+        return draw_poses(
+            image,
+            poses,
+            metadata=self.metadata,
+            keypoint_threshold=self.keypoint_threshold,
+            scores=True,
+        )
 
     def draw_kp_net(self, image: np.ndarray, number: int = 0) -> np.ndarray:
         """Draw the keypoint maps of a pose, by default the best, on a copy of the image."""
