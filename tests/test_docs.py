@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import cv2
 import detectron2
 import pytest
 import yacs.config
@@ -319,6 +320,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.copytree(images, folder / "photos")
     (folder / "inspose_d2").symlink_to(ROOT / "inspose_d2")
     shutil.copy(next(images.iterdir()), folder / "image.jpg")
+    frame = cv2.imread(str(folder / "image.jpg"))
+    size = frame.shape[1], frame.shape[0]
+    dance = cv2.VideoWriter(str(folder / "dance.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, size)
+    for _ in range(3):
+        dance.write(frame)
+    dance.release()
     coco = folder / "coco"
     shutil.copytree(images, coco / "train2017")
     shutil.copytree(file.parent, coco / "annotations")
@@ -339,7 +346,7 @@ def evaluation(weights: str) -> list[str]:
 
 
 NEEDS_MORE = re.compile(
-    r"--num-machines|test-dev|webcam|SOLVER\.REFERENCE|model_0054999|output/torso|official\.pth|rcnn_R_50|resnet50"
+    r"--num-machines|test-dev|webcam|rtsp:|SOLVER\.REFERENCE|model_0054999|output/torso|official\.pth|rcnn_R_50|resnet50"
 )
 SMALL_COMMANDS = sorted(
     {
