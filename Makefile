@@ -2,6 +2,8 @@
 # Both install what is missing into .venv first; nothing outside this folder is written.
 PYTHON ?= python3
 RUN := .venv/bin/python
+# A process of tests for each core; four take 8 GB.
+PYTEST := $(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 # These would otherwise leave files in the home directory and in /tmp.
 export MPLCONFIGDIR := $(CURDIR)/.venv/cache/matplotlib
@@ -20,13 +22,13 @@ demo-short: install
 	$(RUN) tools/demo_synthetic.py --minutes 1
 
 test: install  ## quick and slow
-	$(RUN) -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 test-quick: install
-	$(RUN) -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-slow: install
-	$(RUN) -m pytest -m "slow and not gpu"
+	$(PYTEST) -m "slow and not gpu"
 
 test-gpu: install
 	$(RUN) -m pytest -m gpu

@@ -20,6 +20,7 @@ setup(
     packages=[*find_packages(include=["inspose_d2*"]), "inspose_d2.model_zoo.configs"],
     entry_points={"console_scripts": ["inspose = inspose_d2.cli:main"]},
     package_data={
+        "inspose_d2.cli": ["templates/*"],
         "inspose_d2.model_zoo": ["checkpoints/*"],
         "inspose_d2.model_zoo.configs": ["*.yaml", "*/*.yaml"],
     },
@@ -39,6 +40,7 @@ setup(
         "tqdm",
         "matplotlib",
         "tensorboard",
+        "jinja2",  # the pages of browse; PyTorch needs it too
         # Three limits that Detectron2 sets; setuptools 82 dropped pkg_resources, which its
         # model zoo imports.
         "iopath>=0.1.7,<0.1.10",
@@ -49,16 +51,19 @@ setup(
         "eval": ["faster-coco-eval>=1.8"],  # the same figures sooner
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "heic": ["pi-heif"],  # photographs of iPhones
+        "video": ["av>=17"],  # of videos the sound and each frame's own time
+        "hub": ["huggingface_hub>=0.23", "safetensors"],
         "web": ["gradio>=6"],
         # The site (make site), and what runs docs/notebook.ipynb.
         "docs": ["mkdocs-material", "mkdocstrings[python]", "nbclient", "ipykernel"],
         "dev": [
             "pytest",
+            "pytest-xdist",  # several processes of tests
             "hypothesis",
             "ruff",
             "mypy",
             "playwright",  # its driver alone: the browser is the system's Chromium
-            "inspose_d2[docs,eval,export]",
+            "inspose_d2[docs,eval,export,video]",
             'inspose_d2[web]; python_version >= "3.11"',
         ],
     },

@@ -5,6 +5,7 @@ succeeds, and every public name says the cure.
 """
 
 import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ def __getattr__(name: str) -> Any:
     if name.startswith("__") and name != "__all__":
         raise AttributeError(name)
     try:
-        public = import_module(".public", __name__)
+        public = _import_public()
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "detectron2":
             raise
@@ -33,6 +34,12 @@ def __getattr__(name: str) -> Any:
     return getattr(public, name)
 
 
+def _import_public() -> Any:
+    with warnings.catch_warnings():  # Detectron2 warns of PyTorch's future at each start
+        warnings.simplefilter("ignore", FutureWarning)
+        return import_module(".public", __name__)
+
+
 def _is_program() -> bool:
     """Whether this is ``inspose`` or ``python -m inspose_d2``, which load PyTorch later."""
     as_module = sys.argv[:1] == ["-m"] and __name__ in sys.orig_argv
@@ -41,7 +48,7 @@ def _is_program() -> bool:
 
 if not _is_program():
     try:
-        import_module(".public", __name__)
+        _import_public()
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "detectron2":
             raise

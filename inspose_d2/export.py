@@ -9,17 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torchvision.ops import clip_boxes_to_image
+from torchvision.ops import box_iou, clip_boxes_to_image
 
 from .modeling.candidates import Candidates
-from .modeling.geometry import Locations
-from .modeling.inspose import InsPose
+from .modeling.geometry import Locations, map_size
+from .modeling.inspose import InsPose, Predictions
+from .modeling.keypoint_codec import decode_keypoints
 from .modeling.kp_net import KPNet, find_peaks
 from .modeling.official import InsPoseOfficial
 from .modeling.official.export import OfficialGraph
-from .modeling.postprocess import best_poses
+from .modeling.postprocess import best_poses, body_areas, boxes_of_poses
 
 OUTPUTS = ("boxes", "scores", "keypoints")
+
+Poses = tuple[Tensor, Tensor, Tensor, Tensor]  # as InsPose.decode gives them for an image
 
 
 class InsPoseGraph(nn.Module):
@@ -37,7 +40,7 @@ class InsPoseGraph(nn.Module):
         self.model.kp_net.__class__ = _KPNetAtOnce
         self.model.kp_net.backend = "torch"  # the groups of a convolution are a fixed number
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Find the poses of an image.
 
         Args:
@@ -50,30 +53,128 @@ class InsPoseGraph(nn.Module):
         """
         model = self.model
         height, width = image.shape[1], image.shape[2]
-        divisor = model.backbone.size_divisibility
-        padding = (0, -width % divisor, 0, -height % divisor)
-        predictions = model.predict(F.pad(model.normalize(image), padding)[None])
+        predictions = model.predict(self.padded(image)[None])
         locations = Locations.of(predictions.params_features, model.strides)
         size = height, width
-        ((keypoints, boxes, scores, where),) = model.decode(predictions, locations, [size])
+        poses: Poses
+        (poses,) = model.decode(predictions, locations, [size])
+        if model.nms_sigmas is not None or model.decoding == "expected_oks":
+            # As many rows for every image: steps of open size would take the exporter minutes.
+            rows = model.topk_candidates
+            keypoints, boxes, scores, where = poses
+            keypoints = F.pad(keypoints, (0, 0, 0, 0, 0, rows))[:rows]
+            boxes, scores = F.pad(boxes, (0, 0, 0, rows))[:rows], F.pad(scores, (0, rows))[:rows]
+            poses = keypoints, boxes, scores, F.pad(where, (0, rows))[:rows]
+            boxes, scores, keypoints, count = self.rows_of(
+                predictions, locations, 0, poses, scores > 0, size
+            )
+            found = (torch.arange(len(scores)) < count).nonzero()[:, 0]
+            return boxes[found], scores[found], keypoints[found]
+        keypoints, boxes, scores, where = poses
         keypoints, boxes, scores = _add_two(keypoints, boxes, scores)
         keep, _ = best_poses(
-            keypoints,
-            boxes,
-            scores,
-            nms_threshold=model.nms_threshold,
-            max_poses=model.max_poses,
-            sigmas=model.nms_sigmas,
+            keypoints, boxes, scores, nms_threshold=model.nms_threshold, max_poses=model.max_poses
         )
         keep = keep[keep < where.shape[0]]  # without the two
-        poses = keypoints[keep], boxes[keep], scores[keep], where[keep]
-        if model.decoding == "expected_oks":
-            (poses,) = model.refine(predictions, locations, [poses], [size])
-        keypoints, boxes, scores, _ = poses
+        keypoints, boxes, scores = keypoints[keep], boxes[keep], scores[keep]
         # As detector_postprocess does for the eager model.
         boxes = clip_boxes_to_image(boxes, size)
         inside = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         return boxes[inside], scores[inside], keypoints[inside]
+
+    def padded(self, images: Tensor) -> Tensor:
+        """Normalize images (..., H, W) and pad them to what the backbone divides by."""
+        divisor = self.model.backbone.size_divisibility
+        padding = (0, -images.shape[-1] % divisor, 0, -images.shape[-2] % divisor)
+        return F.pad(self.model.normalize(images), padding)
+
+    def rows_of(
+        self,
+        predictions: Predictions,
+        locations: Locations,
+        image: int,
+        poses: Poses,
+        valid: Tensor,
+        image_size: tuple[int, int],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Choose the poses that stay, as ``best_poses`` does, in tensors of fixed size.
+
+        Args:
+            predictions: of the network.
+            locations: of the padded images.
+            image: its number in the batch.
+            poses: keypoints (N, K, 3), boxes (N, 4), scores (N,) and numbers of locations (N,).
+            valid: (N,) bool: which rows are poses.
+            image_size: (H, W), pixels.
+
+        Returns:
+            Of R = ``TEST.DETECTIONS_PER_IMAGE`` rows, N at most, boxes (R, 4), scores (R,) and
+            keypoints (R, K, 3), best first, zeros behind the last pose, and the number of poses.
+        """
+        model = self.model
+        size = min(model.max_poses, model.topk_candidates)
+        poses, keep = self.suppress(poses, valid, size)
+        if model.decoding == "expected_oks":
+            poses = model.refine(predictions, locations, image, poses, image_size)
+            poses, keep = self.suppress(poses, keep, size)
+        keypoints, boxes, scores, _ = poses
+        boxes = clip_boxes_to_image(boxes, image_size)
+        keep = keep & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+        scores, best = scores.where(keep, -1).topk(size)
+        keep = keep[best]
+        return (
+            boxes[best].where(keep[:, None], 0),
+            scores * keep,
+            keypoints[best].where(keep[:, None, None], 0),
+            keep.sum(),
+        )
+
+    def suppress(self, poses: Poses, valid: Tensor, size: int) -> tuple[Poses, Tensor]:
+        """Choose R of N poses: those that NMS leaves, best first, and others behind them.
+
+        Args:
+            poses: as for :meth:`rows_of`.
+            valid: the same.
+            size: R, at most N.
+
+        Returns:
+            R poses, and (R,) bool: which NMS has left.
+        """
+        keypoints, boxes, scores, _ = poses
+        finite = keypoints.flatten(1).isfinite().all(dim=1) & boxes.isfinite().all(dim=1)
+        valid = valid & finite & scores.isfinite()
+        order = scores.where(valid, -1).topk(scores.shape[0]).indices  # there is no stable sort
+        keypoints, boxes, scores, where = (x[order] for x in poses)
+        sigmas = self.model.nms_sigmas
+        overlaps = box_iou(boxes, boxes) if sigmas is None else similarities(keypoints, sigmas)
+        keep = unsuppressed(overlaps > self.model.nms_threshold, valid[order])
+        numbers = torch.arange(keep.shape[0], 0, -1)
+        rows = (keep.int() * numbers).topk(size).indices  # in their order, the others behind
+        return (keypoints[rows], boxes[rows], scores[rows], where[rows]), keep[rows]
+
+
+def similarities(keypoints: Tensor, sigmas: Tensor) -> Tensor:
+    """Similarity (N, N) of poses (N, K, 3) as :func:`nms_of_poses` has it."""
+    areas = body_areas(keypoints)
+    xy = keypoints[..., :2] / (8**0.5 * sigmas[:, None])
+    squares = (xy[:, None] - xy).square().sum(dim=3)  # (N, N, K)
+    return (-squares / torch.minimum(areas[:, None], areas)[..., None]).exp().mean(dim=2)
+
+
+def unsuppressed(similar: Tensor, keep: Tensor) -> Tensor:
+    """Drop what is similar to a better one that stays.
+
+    Args:
+        similar: (N, N) bool, best first.
+        keep: (N,) bool: what may stay.
+
+    Returns:
+        (N,) bool.
+    """
+    suppresses = similar.triu(diagonal=1)
+    for i in range(similar.shape[0]):
+        keep = keep & ~(suppresses[i] & keep[i])
+    return keep
 
 
 def _add_two(keypoints: Tensor, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,6 +189,86 @@ def _add_two(keypoints: Tensor, boxes: Tensor, scores: Tensor) -> tuple[Tensor, 
         torch.cat([boxes, outside]),
         F.pad(scores, (0, 2), value=-1.0),
     )
+
+
+class BatchGraph(InsPoseGraph):
+    """InsPose for a batch of images of one size, in tensors of as many rows for every image.
+
+    All ``TOPK_CANDIDATES_TEST`` candidates of an image are decoded, however many are persons.
+    """
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Find the poses of B images.
+
+        Args:
+            images: (B, 3, H, W) uint8, else as of :class:`InsPoseGraph`.
+
+        Returns:
+            boxes (B, R, 4), scores (B, R), keypoints (B, R, K, 3) and counts (B,) int64: of each
+            image the rows of :meth:`rows_of`.
+        """
+        model, size = self.model, (images.shape[2], images.shape[3])
+        predictions = model.predict(self.padded(images))
+        locations = Locations.of(predictions.params_features, model.strides)
+        rows = model.topk_candidates
+        scores = predictions.person_logits.sigmoid().nan_to_num(0)
+        # Small images have fewer locations than rows.
+        scores, index = F.pad(scores, (0, rows)).topk(rows, dim=1)
+        index = index.where(scores > 0, 0)
+        number = torch.arange(images.shape[0])[:, None].expand_as(index)
+        points, strides = locations.points[index], locations.strides[index]
+        chosen = Candidates(
+            number.flatten(), index.flatten(), points.flatten(0, 1), strides.flatten(), []
+        )
+        patches = model.head.patches_at(predictions.params_features, chosen)
+        params = model.head.predict_params(patches).unflatten(0, index.shape)
+        boxes = model.head.predict_boxes(patches, chosen)
+        maps = map_size(size, model.kp_net.map_stride)
+
+        def poses_of(
+            image: int,
+            params: Tensor,
+            points: Tensor,
+            strides: Tensor,
+            features: Tensor,
+            offsets: Tensor | None,
+            scores: Tensor,
+            boxes: Tensor | None,
+        ) -> tuple[Tensor, ...]:
+            """What follows for one image."""
+            candidates = Candidates(index[0], index[0], points, strides, [rows])
+            cells, peaks = model.kp_net.peaks(params, candidates, features[None], [maps])
+            keypoints = decode_keypoints(
+                cells,
+                peaks,
+                offsets,
+                stride=model.kp_net.map_stride,
+                map_width=maps[1],
+                image_size=size,
+            )
+            boxes = boxes_of_poses(keypoints) if boxes is None else clip_boxes_to_image(boxes, size)
+            # Where poses are refined, by these alone: NMS comes before.
+            refines = model.decoding == "expected_oks"
+            pose_scores = scores if refines else model.pose_scores(scores, keypoints)
+            valid = scores > model.score_threshold
+            poses = keypoints, boxes, pose_scores, index[image]
+            return self.rows_of(predictions, locations, image, poses, valid, size)
+
+        none = [None] * images.shape[0]
+        per_image = zip(
+            range(images.shape[0]),
+            params,
+            points,
+            strides,
+            predictions.keypoint_features,
+            none if predictions.disk_offsets is None else predictions.disk_offsets,
+            scores,
+            none if boxes is None else boxes.unflatten(0, index.shape),
+            strict=True,
+        )
+        # Not vmap, which the exporter cannot follow where sizes are open.
+        found = [poses_of(*own) for own in per_image]
+        return tuple(torch.stack(x) for x in zip(*found, strict=True))
 
 
 class _KPNetAtOnce(KPNet):
@@ -146,20 +327,34 @@ def export_program(model: InsPose | InsPoseOfficial) -> ExportedProgram:
         return torch.export.export(graph_of(model), (_example(),), dynamic_shapes=sizes)
 
 
-def export_onnx(model: InsPose | InsPoseOfficial, path: str | os.PathLike[str]) -> None:
+def export_onnx(
+    model: InsPose | InsPoseOfficial, path: str | os.PathLike[str], *, batch: int | None = None
+) -> None:
     """Write a model as an ONNX file, for images of any height and width.
 
     Args:
         model: on the CPU; stays as it is.
         path: file to write.
+        batch: images of a batch, see :class:`BatchGraph`; None takes a single image. The number is
+            fixed, as the graph has a part for each image.
+
+    Raises:
+        ValueError: a batch for :class:`InsPoseOfficial`.
     """
+    image, sizes = _example(), {1: "height", 2: "width"}
+    graph, name, outputs = graph_of(model), "image", list(OUTPUTS)
+    if batch is not None:
+        if not isinstance(model, InsPose):
+            raise ValueError("InsPoseOfficial is exported for single images alone")
+        image, sizes = image.expand(batch, -1, -1, -1), {2: "height", 3: "width"}
+        graph, name, outputs = BatchGraph(model), "images", [*OUTPUTS, "counts"]
     with torch.no_grad():
         program = torch.onnx.export(
-            graph_of(model).eval(),
-            (_example(),),
+            graph.eval(),
+            (image,),
             dynamo=True,
-            dynamic_shapes={"image": {1: "height", 2: "width"}},
-            output_names=list(OUTPUTS),
+            dynamic_shapes={name: sizes},
+            output_names=outputs,
             verbose=False,
         )
     assert program is not None

@@ -75,7 +75,7 @@ class Golden:
         return module
 
 
-LOGGERS = ("detectron2", "fvcore", "inspose_d2")
+LOGGERS = ("detectron2", "detectron2.data", "fvcore", "inspose_d2")
 
 
 @pytest.fixture(autouse=True)

@@ -179,6 +179,32 @@ def test_without_predictions_all_are_missed(results_page: Callable[..., str]) ->
     assert "0 false positives" in text
 
 
+def test_panels_in_which_nothing_would_be_drawn_are_left_out(
+    results_page: Callable[..., str],
+) -> None:
+    """Person 1 has a prediction; for 2 and 3 a far one is left; false ones have no ground truth."""
+    text = results_page([guess(1, 10, 10, 0.9), guess(1, 500, 500, 0.8), guess(2, 50, 50, 0.7)])
+    captions = {
+        (re.findall(r"annotation id (\d)|score ([\d.]+)", section)[0]): [
+            caption.split(",")[0] for caption in re.findall(r"<figcaption>(.*?)<", section)
+        ]
+        for section in text.split("<section")[1:]
+    }
+    assert captions == {
+        ("1", ""): ["ground truth", "prediction", "whole image"],
+        ("2", ""): ["ground truth", "whole image"],
+        ("3", ""): ["ground truth", "whole image"],
+        ("", "0.80"): ["whole image"],
+        ("", "0.70"): ["prediction", "whole image"],
+    }
+
+
+def test_small_pictures_are_enlarged(results_page: Callable[..., str], tmp_path: Path) -> None:
+    results_page([guess(1, 10, 10, 0.9)])
+    for file in (tmp_path / "page" / "pictures").iterdir():
+        assert cv2.imread(str(file)).shape[0] == browse.ROW_HEIGHT
+
+
 @pytest.mark.usefixtures("cfg")
 def test_crowds_are_no_persons_and_who_is_found_in_one_is_no_false_positive(
     tmp_path: Path,

@@ -291,6 +291,7 @@ def test_no_valid_checkpoint_lists_each_and_train_net_exits_with_3(
 
     cfg = CfgNode({"OUTPUT_DIR": str(tmp_path), "MODEL": {"WEIGHTS": ""}, "DATASETS": {"TEST": ()}})
     monkeypatch.setattr(train_net, "setup", lambda _: cfg)
+    monkeypatch.setattr(train_net, "describe_model", lambda *_: None)
     monkeypatch.setattr(train_net.Trainer, "build_model", lambda _: Small())
     with pytest.raises(SystemExit) as stop:
         train_net.main(SimpleNamespace(eval_only=True, resume=True))
@@ -524,6 +525,16 @@ def test_best_model_survives_resume_and_leaves_last_checkpoint(tmp_path: Path) -
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
     train_best(tmp_path, {0: 5.0})  # a new training in the old folder
     assert best(tmp_path) == (5.0, 0)
+
+
+def test_nothing_found_is_not_called_the_best(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    train_best(tmp_path, {0: 0.0, 2: 3.0})
+    praised = [x for x in caplog.messages if "best so far" in x]
+    assert len(praised) == 1
+    assert "3.000 is the best so far" in praised[0]
 
 
 def test_damaged_best_model_is_no_obstacle(tmp_path: Path) -> None:

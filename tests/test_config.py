@@ -188,6 +188,18 @@ def test_cycle_of_bases_lists_the_chain(tmp_path: Path, last: str) -> None:
         get_cfg(a)
 
 
+def test_base_may_be_a_name_of_the_package(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.yaml", "_BASE_: quick/synthetic_people\nSEED: 3\n")
+    expected = get_cfg("quick/synthetic_people", ["SEED", 3])
+    assert get_cfg(path) == expected
+    write(tmp_path / "InsPose_R50_3x", "SEED: 5\n")  # a file goes before a name
+    path = write(tmp_path / "mine.yaml", "_BASE_: InsPose_R50_3x\n")
+    assert get_cfg(path) == get_cfg(None, ["SEED", 5])
+    path = write(tmp_path / "mine.yaml", "_BASE_: InsPose_R50_3y\n")
+    with pytest.raises(ConfigError, match=r"no name of a config.* Did you mean 'InsPose_R50_3x'"):
+        get_cfg(path)
+
+
 def test_two_bases_with_one_base_are_no_cycle(tmp_path: Path) -> None:
     write(tmp_path / "root.yaml", "SEED: 3\n")
     for name in ("left", "right"):

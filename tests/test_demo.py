@@ -378,9 +378,19 @@ def test_writing_results_leaves_the_poses_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("with_pyav", [True, False])
 def test_video_keeps_frames_rate_and_size(
-    batch_size: int, tool: Callable[..., int], tmp_path: Path
+    with_pyav: bool,
+    batch_size: int,
+    tool: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    if with_pyav:
+        pytest.importorskip("av", reason="the extra `video`")
+    else:
+        monkeypatch.setattr("inspose_d2.data.video.av", None)
     source = video(tmp_path / "walk.avi")
     extra = ["--batch-size", batch_size, "--video-out", "v/w.webm"]
     assert tool("--input", source, "--output", "out", *extra) == demo.DONE
@@ -394,6 +404,11 @@ def test_video_keeps_frames_rate_and_size(
         # With the pose at the first of the brightest pixels: the upper end of the bar.
         assert not np.allclose(frame[1, 8 * i, :], 200, atol=30)
     assert [x["image_id"] for x in results(tmp_path / "out")] == list(range(6))
+    assert [x["seconds"] for x in results(tmp_path / "out")] == [0, 0.08, 0.16, 0.24, 0.32, 0.4]
+    out = capsys.readouterr().out
+    assert "frames: 6, poses: 6, " in out
+    assert "frames/s" in out
+    assert ("without sound" in out) == (not with_pyav)
     assert {x["file_name"] for x in results(tmp_path / "out")} == {"walk.avi"}
 
 
@@ -491,6 +506,217 @@ def test_command_without_a_display(real_model: list[str], tmp_path: Path) -> Non
     assert "Traceback" not in error
 
 
+def interrupt_at(count: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let the made-up predictor end the program at a picture; returns a list that counts them."""
+    found, seen = MadeUpPredictor.poses, []
+
+    def counted(image: np.ndarray) -> Instances:
+        seen.append(1)
+        if len(seen) == count:
+            raise KeyboardInterrupt
+        return found(image)
+
+    monkeypatch.setattr(MadeUpPredictor, "poses", staticmethod(counted))
+    return seen
+
+
+def many_pictures(folder: Path, count: int) -> None:
+    """Pictures whose poses differ, and one that cannot be read."""
+    for i in range(count):
+        picture(folder / f"{'abc'[i % 3]}{i}.png", spot=(3 + i % 70, 5 + i % 50))
+    (folder / "broken.jpg").write_bytes(b"no image")
+
+
+@pytest.mark.fault
+def test_interrupted_pictures_go_on_where_they_were(
+    tool: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many_pictures(tmp_path / "in", 9)
+    assert tool("--input", "in", "--output", "whole") == demo.SOME_LEFT_OUT
+    seen = interrupt_at(6, monkeypatch)
+    assert tool("--input", "in", "--output", "out") == cli.INTERRUPTED
+    assert len(results(tmp_path / "out")) == 5
+    part = tmp_path / "out" / "unfinished" / "0.jsonl"
+    part.write_bytes(part.read_bytes()[:-20])  # as a kill leaves it
+    assert tool("--input", "in", "--output", "out") == demo.SOME_LEFT_OUT
+    assert len(seen) == 6 + 4 + 1  # of the torn line too, none of the other four
+    assert (tmp_path / "out/results.json").read_text() == (
+        tmp_path / "whole/results.json"
+    ).read_text()
+    assert files_below(tmp_path / "out") == files_below(tmp_path / "whole")
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("what", ["score_threshold", "config", "weights", "input"])
+def test_unfinished_pictures_of_another_run_are_not_mixed_in(
+    what: str,
+    tool: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    many_pictures(tmp_path / "in", 4)
+    interrupt_at(3, monkeypatch)
+    command = ["--input", "in", "--output", "out"]
+    assert tool(*command) == cli.INTERRUPTED
+    before = (tmp_path / "out/results.json").read_text()
+    changed = list(command)
+    if what == "score_threshold":
+        changed += ["--score-threshold", "0.05"]
+    elif what == "config":
+        changed += ["--config-file", "quick/synthetic_people", "--weights", "w.pth"]
+    elif what == "weights":
+        (tmp_path / "w.pth").write_bytes(b"other")
+    else:
+        picture(tmp_path / "in" / "a0.png", size=(61, 81))
+    run = tool
+    if what == "config":  # the fixture adds its own, and the last word counts
+        run = lambda *words: cli.main(["predict", *words])  # noqa: E731
+    assert run(*changed) == cli.USAGE
+    error = capsys.readouterr().err
+    assert "out/unfinished holds the pictures that an interrupted run has finished" in error
+    assert f"with another {what}: " in error
+    assert (tmp_path / "out/results.json").read_text() == before
+
+
+@pytest.mark.fault
+def test_full_disk_ends_pictures_with_one_line(
+    tool: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    many_pictures(tmp_path / "in", 6)
+
+    def full(path: Path, _: np.ndarray) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(demo, "write_picture", full)
+    assert tool("--input", "in", "--output", "out") == cli.USAGE
+    assert capsys.readouterr().err.count("No space left on device") == 1
+
+
+def test_second_program_in_the_same_folder_is_refused(
+    tool: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(tmp_path / "a.png")
+    statuses = []
+
+    class Slow(MadeUpPredictor):
+        def __call__(self, *arguments: Any, **named: Any) -> list[dict[str, Instances]]:
+            if not statuses:
+                statuses.append(0)
+                statuses.append(tool("--input", "a.png", "--output", "out"))
+            return super().__call__(*arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "InsPosePredictor", Slow)
+        assert tool("--input", "a.png", "--output", "out") == demo.DONE
+    assert statuses == [0, cli.USAGE]
+    assert "another inspose predict is writing there" in capsys.readouterr().err
+
+
+def resident() -> float:
+    """Memory of this process in MiB."""
+    text = Path("/proc/self/status").read_text()
+    return int(text.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_is_flat_over_a_long_video(
+    tool: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    length = 240 * 25  # frames of 14 KB: kept, they would be 86 MB
+    used = []
+
+    class Long:
+        def __init__(self, _: str) -> None:
+            self.number = 0
+
+        def get(self, key: int) -> float:
+            values = {cv2.CAP_PROP_FPS: 25.0, cv2.CAP_PROP_FRAME_COUNT: float(length)}
+            return values.get(key, 40.0 * (self.number - 1))
+
+        def read(self) -> tuple[bool, np.ndarray | None]:
+            if self.number == length:
+                return False, None
+            frame = np.zeros((*SIZE, 3), np.uint8)
+            frame[:, self.number % 80] = 200
+            self.number += 1
+            if self.number % 300 == 0:
+                used.append(resident())
+            return True, frame
+
+        def isOpened(self) -> bool:  # noqa: N802  OpenCV's name
+            return True
+
+        def release(self) -> None:
+            pass
+
+    (tmp_path / "long.mp4").touch()
+    opened = cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", Long)
+    assert tool("--input", "long.mp4", "--output", "out") == demo.DONE
+    assert len(used) == 20
+    assert max(used[4:]) < used[3] + 30, used
+    found = results(tmp_path / "out")
+    assert len(found) == length
+    assert found[-1]["image_id"] == length - 1
+    assert found[-1]["seconds"] == pytest.approx(239.96)
+    seconds = opened("out/poses/long.webm").get(cv2.CAP_PROP_FRAME_COUNT) / 25
+    assert seconds == pytest.approx(240, abs=1)
+
+
+def start_workers(real_model: list[str], folder: Path) -> "subprocess.Popen[str]":
+    """Start two workers on the images in ``folder / in``."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = ["-m", "inspose_d2", "predict", "--input", "in", "--output", "out", *real_model]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [*torchrun, *command], cwd=folder, env=environment, text=True, stdout=pipe, stderr=pipe
+    )
+
+
+@pytest.mark.fault
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_killed_worker_of_two_and_a_second_start_give_what_one_gives(
+    real_model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    many_pictures(tmp_path / "in", 400)
+    parts = [tmp_path / "out" / "unfinished" / f"{rank}.jsonl" for rank in range(2)]
+
+    process = start_workers(real_model, tmp_path)
+    limit = time.monotonic() + 500
+    while not all(x.is_file() and x.stat().st_size > 20_000 for x in parts):
+        assert time.monotonic() < limit, process.communicate()
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    error = process.communicate(timeout=300)[1]
+    assert process.returncode == 1, error
+    done = sum(x.read_text().count('"poses"') for x in parts)
+    assert 0 < done < 400
+
+    process = start_workers(real_model, tmp_path)
+    out, error = process.communicate(timeout=500)
+    assert process.returncode == 1, error  # torchrun's own for any worker that ends with 3
+    assert f"going on: {done} of 401 pictures are finished" in error
+    assert "left out 1:" in error
+    assert error.count("broken.jpg: no image that Pillow knows") == 1
+    assert "images: 400, " in out
+    assert "images/s" in out
+
+    alone = ["predict", "--input", "in", "--output", "alone", *real_model]
+    assert cli.main(alone) == demo.SOME_LEFT_OUT
+    one, two = (Path(x, "results.json").read_text() for x in ("alone", "out"))
+    assert one == two
+    assert files_below(tmp_path / "alone") == files_below(tmp_path / "out")
+
+
 @pytest.mark.fault
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -514,3 +740,25 @@ def test_interrupted_command_leaves_whole_files(
     pictures = list(poses.iterdir())
     assert 5 <= len(pictures) < 3000
     assert all(cv2.imread(str(x)) is not None for x in pictures)
+
+
+def test_persons_of_a_video_keep_their_numbers(tool: Callable[..., int], tmp_path: Path) -> None:
+    source = video(tmp_path / "dance.avi", frames=6, fps=12.5)
+    for options in (("--track",), ("--smooth",), ("--track", "--smooth", "--batch-size", 4)):
+        assert tool("--input", source, "--output", "out", *options) == demo.DONE
+        found = results(tmp_path / "out")
+        assert [x["image_id"] for x in found] == list(range(6))
+        # Points of a pixel are no person: nothing is told of ids but that they are there.
+        assert all(x["track_id"] >= 1 for x in found)
+        assert cv2.VideoCapture("out/poses/dance.webm").get(cv2.CAP_PROP_FRAME_COUNT) == 6
+    assert tool("--input", source, "--output", "out") == demo.DONE
+    assert not any("track_id" in x for x in results(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("option", ["--track", "--smooth"])
+def test_images_are_not_tracked(
+    tool: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    assert tool("--input", picture(tmp_path / "a.png"), "--output", "out", option) == cli.USAGE
+    said = capsys.readouterr().err
+    assert said == "inspose predict: --track and --smooth are for a video or a camera\n"

@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import cv2
 import detectron2
 import pytest
 import yacs.config
@@ -75,19 +76,24 @@ ELSEWHERE = {
     "python tools/benchmark_load.py": "tests/test_benchmark_load.py",
     "python tools/benchmark_draw.py": "nowhere: a benchmark that no test repeats",
     "python tools/benchmark_nms.py": "nowhere: a benchmark that no test repeats",
+    "python tools/benchmark_tracking.py": "nowhere: a benchmark that no test repeats",
     "python tools/hold_out.py": "tests/test_hold_out.py",
     "python tools/lite0_imagenet.py": "tests/test_lite0_imagenet.py",
     "python tools/update_model_zoo.py": "tests/test_update_model_zoo.py",
     "inspose export": "tests/test_export.py::"
     "test_onnx_runtime_finds_the_poses_of_pytorch_in_thirty_images",
-    "python tools/onnx_example.py": "tests/test_export.py::"
+    "python examples/onnx_app.py": "tests/test_export.py::"
     "test_example_finds_the_poses_without_torch",
     "pip install onnxruntime": "nowhere: a package of PyPI",
+    "pip install trackeval": "nowhere: a package of PyPI",
     "gdown": "nowhere: needs Google Drive",
     "pip install gdown": "nowhere: a package of PyPI",
     "inspose convert opera": "tests/test_official_convert.py::"
     "test_whole_file_is_converted_and_loaded_strictly",
     "inspose install-detectron2": "tests/test_install_detectron2.py",
+    "inspose models folder": "tests/test_hub.py::"
+    "test_folder_has_the_files_of_the_hub_and_the_weights_of_the_package",
+    "inspose models download": "tests/test_hub.py::test_download_prints_the_verified_file",
     "inspose models": "tests/test_cli.py",
     "inspose benchmark": "tests/test_cli.py",
     "inspose train": "tests/test_cli.py",
@@ -314,6 +320,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.copytree(images, folder / "photos")
     (folder / "inspose_d2").symlink_to(ROOT / "inspose_d2")
     shutil.copy(next(images.iterdir()), folder / "image.jpg")
+    frame = cv2.imread(str(folder / "image.jpg"))
+    size = frame.shape[1], frame.shape[0]
+    dance = cv2.VideoWriter(str(folder / "dance.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, size)
+    for _ in range(3):
+        dance.write(frame)
+    dance.release()
     coco = folder / "coco"
     shutil.copytree(images, coco / "train2017")
     shutil.copytree(file.parent, coco / "annotations")
@@ -334,7 +346,7 @@ def evaluation(weights: str) -> list[str]:
 
 
 NEEDS_MORE = re.compile(
-    r"--num-machines|test-dev|webcam|SOLVER\.REFERENCE|model_0054999|output/torso|official\.pth|rcnn_R_50|resnet50"
+    r"--num-machines|test-dev|webcam|rtsp:|SOLVER\.REFERENCE|model_0054999|output/torso|official\.pth|rcnn_R_50|resnet50"
 )
 SMALL_COMMANDS = sorted(
     {
@@ -390,7 +402,6 @@ def test_commands_that_build_on_each_other_run(block: str, tmp_path: Path) -> No
 
 
 def test_config_of_the_custom_keypoints_is_one(tmp_path: Path) -> None:
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
     text = (ROOT / "docs" / "custom_keypoints.md").read_text()
     (block,) = (b for language, b in BLOCK.findall(text) if language == "yaml")
     (tmp_path / "fish.yaml").write_text(block)

@@ -19,7 +19,7 @@ from detectron2.utils.env import seed_all_rng
 
 from inspose_d2 import InsPose, cli, get_model
 from inspose_d2.cli import export
-from inspose_d2.export import OUTPUTS, InsPoseGraph, export_onnx, export_program
+from inspose_d2.export import OUTPUTS, BatchGraph, InsPoseGraph, export_onnx, export_program
 
 ROOT = Path(__file__).parent.parent
 CONFIG, WEIGHTS = "quick/synthetic_people_tiny", "synthetic_people_tiny"
@@ -33,6 +33,7 @@ MODELS = {
     "expected OKS": {
         "MODEL.INSPOSE.DECODING_TEST": "expected_oks",
         "MODEL.INSPOSE.KEYPOINT_SCORE_WEIGHT_TEST": 0.5,
+        "MODEL.INSPOSE.NMS_TYPE_TEST": "poses",
     },
     "maps at 1/4": {"MODEL.INSPOSE.MAP_STRIDE": 4},
     "maps at 1/16": {"MODEL.INSPOSE.MAP_STRIDE": 16},
@@ -145,7 +146,7 @@ def test_tool_says_which_extra_is_missing(
 
 @pytest.mark.parametrize(
     ("output", "problem"),
-    [("model.pth", "must end in .onnx or .pt2"), ("no/a.pt2", "no such folder")],
+    [("model.pth", "must end in .onnx, .pt2 or"), ("no/a.pt2", "no such folder")],
 )
 def test_tool_refuses_a_bad_output_before_it_works(
     capsys: pytest.CaptureFixture[str],
@@ -159,9 +160,43 @@ def test_tool_refuses_a_bad_output_before_it_works(
 
 
 def test_example_is_short_and_imports_no_torch() -> None:
-    source = (ROOT / "tools" / "onnx_example.py").read_text()
-    assert len(source.splitlines()) <= 60
+    source = (ROOT / "examples" / "onnx_app.py").read_text()
+    assert len(source.splitlines()) <= 40
     assert "import torch" not in source
+
+
+@pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
+def test_batch_gives_the_poses_of_each_image(
+    tiny_cfg: Callable[..., CfgNode], settings: dict[str, object]
+) -> None:
+    model = crowded(tiny_cfg(**settings))
+    model.topk_candidates, model.max_poses, found = 60, 40, 0
+    for size in [(96, 130), SMALL_SIZES[1]]:  # in the smaller one there are fewer locations
+        images = [noise(size, seed) for seed in range(3)]
+        with torch.no_grad():
+            *rows, counts = BatchGraph(model)(torch.from_numpy(np.stack(images)))
+        assert [x.shape[:2] for x in rows] == [(3, 40)] * 3
+        for number, (image, count) in enumerate(zip(images, counts.tolist(), strict=True)):
+            own = [x[number].numpy() for x in rows]
+            assert_same_poses([x[:count] for x in own], eager(model, image))
+            assert not any(x[count:].any() for x in own)
+            found += count
+    assert found > 10
+
+
+def test_batch_of_empty_and_full_images(tiny_cfg: Callable[..., CfgNode]) -> None:
+    model = crowded(tiny_cfg())
+    model.score_threshold = 1.0
+    with torch.no_grad():
+        *rows, counts = BatchGraph(model)(torch.zeros(2, 3, 96, 128, dtype=torch.uint8))
+    assert counts.tolist() == [0, 0]
+    assert not any(x.any() for x in rows)
+
+
+def test_batch_is_for_onnx(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["--config-file", CONFIG, "--batch", "2", "--output", str(tmp_path / "model.pt2")]
+    assert cli.main(["export", *arguments]) == cli.USAGE
+    assert "--batch is for ONNX" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +307,7 @@ def test_example_finds_the_poses_without_torch(
     blocked = "import sys, runpy; sys.modules.update(torch=None, torchvision=None, detectron2=None)"
     code = f"{blocked}; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     arguments = [onnx_file, picture, "--size", short, longest, "--score", 0]
-    command = [ROOT / "tools" / "onnx_example.py", *arguments, "--output", tmp_path / "drawn.png"]
+    command = [ROOT / "examples" / "onnx_app.py", *arguments, "--output", tmp_path / "drawn.png"]
     result = subprocess.run(
         [sys.executable, "-c", code, *map(str, command)],
         check=True,
@@ -281,11 +316,32 @@ def test_example_finds_the_poses_without_torch(
     )
     _, scores, keypoints = eager(trained, resized(picture, (height, width)))
     printed = [line.split() for line in result.stdout.splitlines()]
-    assert [float(x[0]) for x in printed] == pytest.approx(scores.tolist(), abs=2e-3)
-    points = np.array([[x.split(",") for x in line[1:]] for line in printed], float)
+    assert len(printed) == len(scores)
+    points = np.array([[x.split(",") for x in line] for line in printed], float)
     assert np.abs(points - keypoints)[..., :2].max() < 0.16  # one decimal is printed
     drawn = cv2.imread(str(tmp_path / "drawn.png"))
     assert (drawn != cv2.imread(picture)).any()
+
+
+@pytest.mark.slow
+def test_onnx_runtime_finds_the_poses_of_pytorch_in_a_batch(
+    trained: InsPose, tmp_path: Path
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
+    model, found = copy.deepcopy(trained), 0
+    model.topk_candidates, model.max_poses = 30, 20
+    export_onnx(model, tmp_path / "model.onnx", batch=2)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    files = [x["file_name"] for x in DatasetCatalog.get("synthetic_people_val")[:2]]
+    for size in [*SIZES[:2], SMALL_SIZES[1]]:
+        images = np.stack([resized(x, size) for x in files])
+        *rows, counts = session.run([*OUTPUTS, "counts"], {"images": images})
+        assert [x.shape[:2] for x in rows] == [(2, 20)] * 3
+        for number, count in enumerate(counts):
+            own = [x[number, :count] for x in rows]
+            assert_same_poses(own, eager(model, images[number]))
+            found += count
+    assert found > 10
 
 
 @pytest.mark.slow

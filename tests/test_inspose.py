@@ -349,7 +349,8 @@ def test_convolutions_are_channels_last_on_the_cpu(model: InsPose) -> None:
     assert features[0].is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("training", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [True, False])
 def test_predict_is_one_graph_for_images_of_several_sizes(model: InsPose, training: bool) -> None:
     graphs = []
 

@@ -353,7 +353,31 @@ def test_evaluation_does_not_need_the_training_set(
     assert batch[0]["image"].shape[0] == 3
 
 
-@pytest.mark.parametrize("entry", ["name", ["name", "a.json"], ["name", "a.json", 3], 7])
+def test_flip_pairs_may_stand_in_the_config(
+    write: Callable[..., Path], five_cfg: Callable[..., CfgNode], caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ["head", "fin_A", "fin_B", "gill_A", "gill_B"]
+    path = write(keypoints=names)
+    cfg = five_cfg()
+    entry = [NAME, str(path), str(path.parent)]
+    for pairs in ([["fin_A", "fin_B"]], [["gill_A", "gill_B"], ["fin_A", "fin_B"]], []):
+        cfg.DATASETS.REGISTER = [[*entry, pairs]]
+        register_datasets(cfg)
+        assert MetadataCatalog.get(NAME).keypoint_flip_map == [*map(tuple, pairs)]
+    assert "flip_pairs" not in caplog.text
+    cfg.DATASETS.REGISTER = [[*entry, [["fin_A", "tail"]]]]
+    with pytest.raises(ConfigError, match=r"\['tail'\] are no keypoint_names"):
+        register_datasets(cfg)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *("name", ["name", "a.json"], ["name", "a.json", 3], 7),
+        *(["name", "a.json", "images", x] for x in (3, "pairs", ["ab"], [["a"]], [["a", 1]])),
+        ["name", "a.json", "images", [], []],
+    ],
+)
 def test_register_key_of_another_form_is_refused(
     five_cfg: Callable[..., CfgNode], entry: Any
 ) -> None:

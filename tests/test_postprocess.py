@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from inspose_d2.export import similarities, unsuppressed
 from inspose_d2.modeling.oks import object_keypoint_similarity
 from inspose_d2.modeling.postprocess import body_areas, boxes_of_poses, nms_of_poses, select_poses
 
@@ -187,14 +188,16 @@ def test_nms_of_poses_is_that_of_the_definition(threshold: float, max_poses: int
 @pytest.mark.parametrize("threshold", [0.1, 0.5])
 @pytest.mark.parametrize("room", [1.0, 4.0])
 def test_nms_of_500_poses_is_that_of_the_graph(
-    monkeypatch: pytest.MonkeyPatch, num_keypoints: int, threshold: float, room: float
+    num_keypoints: int, threshold: float, room: float
 ) -> None:
     keypoints, scores, sigmas = random_people(100, 500)
     keypoints[..., :2] += (room - 1) * keypoints[:100, :1, :2].repeat(5, 1, 1)
     keypoints, sigmas = keypoints[:, :num_keypoints], sigmas[:num_keypoints]
     kept = nms_of_poses(keypoints, scores, sigmas, threshold, 100)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert kept.equal(nms_of_poses(keypoints, scores, sigmas, threshold, 100))
+    order = scores.argsort(descending=True)
+    similar = similarities(keypoints[order], sigmas) > threshold
+    stays = unsuppressed(similar, torch.ones(500, dtype=torch.bool))
+    assert kept.equal(order[stays][:100])
     assert len(kept) > 20
 
 

@@ -158,6 +158,7 @@ def test_predictor_gives_well_formed_poses_on_every_validation_photograph() -> N
     add_inspose_config(cfg)
     cfg.merge_from_file(str(CONFIGS / "quick" / "synthetic_people.yaml"))
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.INSPOSE.SCORE_THRESH_TEST", 0.0])
+    cfg.merge_from_list(["INPUT.MIN_SIZE_TEST", 96, "MODEL.INSPOSE.TOPK_CANDIDATES_TEST", 50])
     predictor = DefaultPredictor(cfg)
     images = photographs("keypoints_coco_2017_val", 10**6)
     assert len(images) > 0

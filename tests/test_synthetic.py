@@ -102,7 +102,7 @@ def test_blob_is_painted_where_its_centre_says():
 
 def test_keypoint_lies_on_the_middle_of_its_nose(scenes):
     checked = 0
-    for scene, (index, figure) in ((s, it) for s in scenes[:60] for it in enumerate(s.figures)):
+    for scene, (index, figure) in ((s, it) for s in scenes[:30] for it in enumerate(s.figures)):
         nose = next(b for b in figure.blobs if np.array_equal(b.centres[0], figure.keypoints[0]))
         without = replace(figure, blobs=[blob for blob in figure.blobs if blob is not nose])
         figures = [*scene.figures[:index], without, *scene.figures[index + 1 :]]
@@ -120,7 +120,7 @@ def test_keypoint_lies_on_the_middle_of_its_nose(scenes):
         if inside and len(rows) > 0.95 * np.count_nonzero(whole):  # not covered by anything
             assert [columns.mean(), rows.mean()] == pytest.approx(figure.keypoints[0], abs=0.5)
             checked += 1
-    assert checked > 50
+    assert checked > 25
 
 
 def test_visibility_tells_what_covers_a_keypoint(scenes):

@@ -15,12 +15,15 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_tra
 from detectron2.engine import HookBase, launch
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from inspose_d2 import InsPose, add_inspose_config, list_configs
 from inspose_d2.data import coco_file
 from inspose_d2.data.images import ImageError
+from inspose_d2.engine import train_loop
+from inspose_d2.engine.pictures import NUM_PICTURES
 from inspose_d2.engine.signals import Interrupted
-from inspose_d2.engine.train_loop import DEAD_STEPS, DeadKPNetsError, DivergedError
+from inspose_d2.engine.train_loop import DeadKPNetsError, DivergedError
 from inspose_d2.engine.trainer import Trainer
 from inspose_d2.modeling.kp_net import KPNet
 
@@ -184,7 +187,7 @@ def reliable_kernels(precision: str | None) -> contextlib.AbstractContextManager
 
 @pytest.fixture
 def short_cfg(tiny_cfg: Callable[..., CfgNode], tmp_path: Path) -> Callable[..., CfgNode]:
-    """Make the config of 12 steps, with flips and several sizes, without evaluation."""
+    """Make the config of 6 steps, with flips and several sizes, without evaluation."""
 
     def make(folder: str, **settings: Any) -> CfgNode:
         return tiny_cfg(
@@ -193,9 +196,9 @@ def short_cfg(tiny_cfg: Callable[..., CfgNode], tmp_path: Path) -> Callable[...,
                 "DATASETS.TRAIN": ("synthetic_people_val",),
                 "DATASETS.TEST": (),
                 "INPUT.MIN_SIZE_TRAIN": (64, 96),
-                "SOLVER.MAX_ITER": 12,
-                "SOLVER.WARMUP_ITERS": 8,
-                "SOLVER.STEPS": (9,),
+                "SOLVER.MAX_ITER": 6,
+                "SOLVER.WARMUP_ITERS": 4,
+                "SOLVER.STEPS": (5,),
                 **settings,
             }
         )
@@ -211,8 +214,8 @@ def test_trainer_fits_the_schedule_and_doubts_the_test_size(
     monkeypatch.setattr(Trainer, "build_writers", lambda _: [])  # who would close their files?
     sizes = {"INPUT.MIN_SIZE_TEST": 104, "DATASETS.TEST": ("synthetic_people_val",)}
     trainer = Trainer(short_cfg("short", **sizes))
-    assert trainer.cfg.SOLVER.WARMUP_ITERS == 2
-    assert "SOLVER.WARMUP_ITERS 8 is more than a fifth of SOLVER.MAX_ITER 12" in caplog.text
+    assert trainer.cfg.SOLVER.WARMUP_ITERS == 1
+    assert "SOLVER.WARMUP_ITERS 4 is more than a fifth of SOLVER.MAX_ITER 6" in caplog.text
     assert "INPUT.MIN_SIZE_TEST 104 and MAX_SIZE_TEST 128 make" not in caplog.text  # 128 in both
     Trainer(short_cfg("large", **sizes, **{"INPUT.MAX_SIZE_TEST": 160}))
     assert "INPUT.MIN_SIZE_TEST 104 and MAX_SIZE_TEST 160 make" in caplog.text
@@ -245,8 +248,8 @@ def test_interrupted_and_resumed_run_equals_the_uninterrupted_one(
     with reliable_kernels(settings.get("SOLVER.AMP.PRECISION")):
         run(whole)
         with pytest.raises(Interrupted):
-            run(parts, steps=7)
-        assert (Path(parts.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_0000006.pth"
+            run(parts, steps=4)
+        assert (Path(parts.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_0000003.pth"
         torch.manual_seed(99)  # the state of the random numbers is not needed
         parts.SEED = 5  # the seed comes from the checkpoint
         run(parts, resume=True)
@@ -268,8 +271,8 @@ def test_two_workers_resume_exactly(short_cfg: Callable[..., CfgNode], tmp_path:
 
     whole, parts = short_cfg("whole"), short_cfg("parts")
     train(whole, None, False, name="one")
-    train(parts, 7, False, name="two")
-    assert (Path(parts.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_0000006.pth"
+    train(parts, 4, False, name="two")
+    assert (Path(parts.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_0000003.pth"
     train(parts, None, True, name="three")
     assert_same(state(parts), state(whole))
 
@@ -375,7 +378,7 @@ def test_diverged_run_keeps_the_state_before_and_the_last_checkpoint(
     assert_same(kept["trainer"], before["trainer"])
     monkeypatch.undo()
     run(cfg, resume=True)  # goes on
-    assert state(cfg)["trainer"]["iteration"] == 11
+    assert state(cfg)["trainer"]["iteration"] == 5
 
 
 class KillNets(HookBase):
@@ -391,18 +394,18 @@ class KillNets(HookBase):
 
 
 @pytest.mark.fault
-def test_dead_nets_stop_the_run_with_the_state_saved(short_cfg: Callable[..., CfgNode]) -> None:
-    cfg = short_cfg("run", **{"SOLVER.MAX_ITER": DEAD_STEPS + 10, "SOLVER.BASE_LR": 1e-6})
+def test_dead_nets_stop_the_run_with_the_state_saved(
+    short_cfg: Callable[..., CfgNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_loop, "DEAD_STEPS", 4)
+    cfg = short_cfg("run", **{"SOLVER.BASE_LR": 1e-6})
     trainer = Trainer(cfg)
     trainer.resume_or_load(False)
     trainer.register_hooks([KillNets()])
     with pytest.raises(DeadKPNetsError, match=r"are dead.*full_model.*training_stability\.md"):
         trainer.train()
     path = next(Path(cfg.OUTPUT_DIR).glob("model_*_diverged.pth"))
-    assert (path.name, trainer.last_step) == (
-        f"model_{DEAD_STEPS - 1:07d}_diverged.pth",
-        DEAD_STEPS - 2,
-    )
+    assert (path.name, trainer.last_step) == ("model_0000003_diverged.pth", 2)
     assert not (Path(cfg.OUTPUT_DIR) / "last_checkpoint").exists()
 
 
@@ -501,3 +504,18 @@ def test_loader_of_detectron2_trains_and_a_resume_warns(
     assert "cannot be resumed" not in caplog.text
     run(short_cfg("x", **{"SOLVER.MAX_ITER": 2}), resume=True)
     assert "The training loader cannot be resumed" in caplog.text
+
+
+@pytest.mark.slow
+def test_pictures_of_evaluations_change_no_training(
+    short_cfg: Callable[..., CfgNode], few_people: dict[str, Any]
+) -> None:
+    settings = {**few_people, "SOLVER.MAX_ITER": 3, "TEST.EVAL_PERIOD": 1}
+    plain = short_cfg("plain", **{**settings, "DATASETS.TEST": ()})
+    shown = short_cfg("shown", **settings)
+    run(plain)
+    run(shown)
+    assert_same(state(shown)["model"], state(plain)["model"])
+    events = EventAccumulator(shown.OUTPUT_DIR).Reload()
+    assert events.Tags()["images"] == [f"few_people/{i}" for i in range(NUM_PICTURES)]
+    assert len(events.Images("few_people/0")) == 3

@@ -65,7 +65,7 @@ def test_configs_of_inspose_clip_and_those_of_the_peer_do_not_inherit_it() -> No
         is_clipped = cfg.SOLVER.CLIP_GRADIENTS.ENABLED
         assert is_clipped == (own_recipe or not is_peer), name
     clip = get_cfg("InsPose_R50_3x").SOLVER.CLIP_GRADIENTS
-    assert (clip.CLIP_TYPE, clip.CLIP_VALUE) == ("full_model", 10.0)
+    assert (clip.CLIP_TYPE, clip.CLIP_VALUE) == ("full_model", 2.0)
 
 
 @pytest.mark.slow

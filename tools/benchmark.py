@@ -73,7 +73,7 @@ def inference_stages(model: inspose.InsPose) -> list[Stage]:
         Stage("patches and parameters", model.head, "predict_boxes"),
         Stage("KP-Nets", model.kp_net, "peaks"),
         Stage("decoding and NMS", inspose, "decode_keypoints"),
-        Stage("decoding and NMS", model, "_pose_scores"),
+        Stage("decoding and NMS", model, "pose_scores"),
         Stage("decoding and NMS", inspose, "select_poses"),
     ]
     return [stage for stage in stages if stage.owner is not None]

@@ -144,7 +144,7 @@ def csv_rows(report: Report) -> list[list[Any]]:
 
 
 def plot(report: Report, path: Path) -> None:
-    """Plot AP of every row: ours with its seeds and spread, the paper's in a panel of its own."""
+    """Draw AP of every row as a bar: ours with seeds and spread, the paper's beside them."""
     has_paper = any(line.paper for line in report.lines)
     figure, panels = plt.subplots(
         1, 1 + has_paper, figsize=(5 + 5 * has_paper, 4), layout="constrained", squeeze=False
@@ -154,17 +154,16 @@ def plot(report: Report, path: Path) -> None:
     measured = [line for line in report.lines if line.values("AP")]
     points = [places[line.label] for line in measured]
     stats = [mean_and_spread(line.values("AP")) for line in measured]
-    ours.errorbar(
-        points, [m for m, _ in stats], [s or 0 for _, s in stats], fmt="o-", capsize=5, zorder=2
-    )
+    spreads = [s or 0 for _, s in stats]
+    ours.bar(points, [m for m, _ in stats], 0.6, yerr=spreads, capsize=5, zorder=2)
     for line in measured:
         seeds = line.values("AP")
         ours.plot([places[line.label]] * len(seeds), seeds, "k.", markersize=4, zorder=3)
     ours.set_title(f"ours, {report.data}", fontsize=10)
     for axes in papers:
         lines = [line for line in report.lines if line.paper]
-        axes.plot(
-            [places[x.label] for x in lines], [x.paper["AP"] for x in lines], "s--", color="gray"
+        axes.bar(
+            [places[x.label] for x in lines], [x.paper["AP"] for x in lines], 0.6, color="gray"
         )
         axes.set_title(f"paper, {report.paper_data}: another data set", fontsize=10)
     for axes in panels[0]:

@@ -8,6 +8,8 @@ from .checkpointer import (
     CheckpointError,
     InsPoseCheckpointer,
     NoValidCheckpoint,
+    read_weights,
+    save_safetensors,
     torch_load,
 )
 
@@ -16,5 +18,7 @@ __all__ = [
     "CheckpointError",
     "InsPoseCheckpointer",
     "NoValidCheckpoint",
+    "read_weights",
+    "save_safetensors",
     "torch_load",
 ]

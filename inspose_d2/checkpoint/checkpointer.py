@@ -197,8 +197,10 @@ class InsPoseCheckpointer(DetectionCheckpointer):
         Raises:
             CheckpointError: the file is missing, damaged, forbidden or does not fit.
         """
-        if path:
-            self._require_file(path)
+        if not path:
+            self.logger.info("Weights: none are loaded, MODEL.WEIGHTS is empty")
+            return {}
+        self._require_file(path)
         self._path, self._strict = path, strict
         try:
             return super().load(path, checkpointables)
@@ -435,7 +437,8 @@ class BestCheckpointer(hooks.BestCheckpointer):
             best_value=value,
         )
         self._update_best(value, iteration)
-        self._logger.info("%s %.3f is the best so far: %s.pth", self._val_metric, value, BEST)
+        if value > 0:  # nothing found is nothing to praise
+            self._logger.info("%s %.3f is the best so far: %s.pth", self._val_metric, value, BEST)
 
 
 class _HashingWriter:
@@ -540,6 +543,47 @@ def torch_load(path: str, *, mmap: bool = False) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a {type(data).__name__}, not weights by name")
     return data
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """Read the weights of a ``.pth`` or ``.safetensors`` file as they are stored.
+
+    Raises:
+        CheckpointError: the file is damaged or forbidden.
+    """
+    path = str(path)
+    if path.endswith(".safetensors"):
+        return _read_safetensors(path)
+    data = torch_load(path)
+    weights: dict[str, torch.Tensor] = data.get("model", data)
+    return weights
+
+
+def save_safetensors(
+    weights: dict[str, torch.Tensor],
+    path: str | os.PathLike[str],
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Write tensors by name as a ``.safetensors`` file, whole or not at all.
+
+    Args:
+        weights: on any device.
+        path: of the file.
+        metadata: what the file says of itself besides.
+
+    Raises:
+        CheckpointError: safetensors is missing.
+        OSError: the file cannot be written.
+    """
+    try:
+        from safetensors.torch import save
+    except ImportError as error:
+        raise CheckpointError(f"{path} needs safetensors: pip install safetensors") from error
+    own = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
+    temporary = f"{path}{TEMPORARY}"
+    with _synced(temporary) as file:
+        file.write(save(own, {"format": "pt"} | (metadata or {})))
+    os.replace(temporary, path)
 
 
 def _read_safetensors(path: str) -> dict[str, Any]:

@@ -2,14 +2,12 @@
 
 import argparse
 import contextlib
-import html
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -19,6 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import colormaps
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -38,9 +37,8 @@ from ..visualization.poses import draw_poses
 from .pictures import write_picture
 
 MATCH_OKS = 0.5  # the lowest threshold of COCO's AP
-SHOWN_SIZE = 640  # pixels, that the longer side of a small training image is enlarged to
-ROW_HEIGHT = 300  # pixels, of the pictures of a result
-MAX_ZOOM = 6.0
+SHOWN_SIZE = 800  # pixels, that the longer side of a small training image is enlarged to
+ROW_HEIGHT = 400  # pixels, of the pictures of a result
 WEAKEST = 0.25  # a predicted keypoint of a lower score is drawn as if it had this one
 # BGR. Persons of an image take these in turn; red, the fourth, is for what is left out.
 PERSON_COLORS = [
@@ -51,97 +49,53 @@ PERSON_COLORS = [
 LEFT_OUT_COLOR = (60, 60, 230)
 FRAME_COLOR = (0, 220, 255)
 
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5em auto; max-width: 1800px;
-       padding: 0 1em; color: #222; }
-h1 { font-size: 1.5em; } h2 { font-size: 1.2em; margin-top: 2em; }
-section { border-top: 1px solid #ccc; padding: .8em 0; }
-section h3 { font-size: 1em; margin: 0 0 .5em; } .missed, .false { color: #b00020; }
-.row { display: flex; flex-wrap: wrap; gap: .8em; align-items: flex-start; }
-figure { margin: 0; } figcaption { font-size: .85em; color: #555; }
-img { max-width: 100%; display: block; } .data figure { width: calc(25% - .6em); }
-.data img { width: 100%; } .results img { max-height: 300px; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-td, th { padding: .15em .8em; text-align: right; border-bottom: 1px solid #eee; }
-"""
-
-
-# The page
-
 
 @dataclass(frozen=True)
 class Section:
     """Pictures that belong together, and what is to be said of them."""
 
-    title: str  # HTML
+    about: Any  # text, or a Finding
+    file: str  # of the image
+    image_id: Any
     pictures: dict[str, np.ndarray]  # by caption
 
 
 class Page:
-    """An index.html that grows by sections, and its pictures."""
+    """Sections as the template takes them, and their pictures in its folder."""
 
-    def __init__(self, folder: Path, kind: str, title: str) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.kind = kind  # a class of the style sheet
-        self.title = title
-        self.body: list[str] = []
-        self.num_sections = 0
+        self.groups: list[list[dict[str, Any]]] = []
 
-    def add(self, text: str) -> None:
-        """Write HTML."""
-        self.body.append(text)
+    def add(self, sections: Iterable[Section]) -> None:
+        """Write the pictures of a group of sections, one after the other."""
+        self.groups.append([])
+        for section in sections:
+            name = f"{len(self.groups)}-{len(self.groups[-1]) + 1}"
+            links: dict[str, str] = {}
+            for caption, picture in section.pictures.items():
+                links[caption] = f"pictures/{name}_{len(links)}.jpg"
+                write_picture(self.folder / links[caption], picture)
+            self.groups[-1].append({**vars(section), "name": name, "pictures": links})
 
-    def add_section(self, section: Section) -> str:
-        """Write the pictures of a section; returns the name of its place in the page."""
-        anchor = f"{self.num_sections:05d}"
-        self.num_sections += 1
-        figures = []
-        for number, (caption, picture) in enumerate(section.pictures.items()):
-            name = f"pictures/{anchor}_{number}.jpg"
-            write_picture(self.folder / name, picture)
-            alt = html.escape(caption)
-            figures.append(
-                f'<figure><a href="{name}"><img src="{name}" alt="{alt}" loading="lazy"></a>'
-                f"<figcaption>{alt}</figcaption></figure>"
-            )
-        self.add(
-            f'<section id="{anchor}"><h3>{section.title}</h3>'
-            f'<div class="row">{"".join(figures)}</div></section>'
+    def write(self, what: str, title: str, **values: Any) -> Path:
+        """Write index.html with the values that the template asks for; returns its path."""
+        environment = Environment(
+            loader=PackageLoader("inspose_d2.cli"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
         )
-        return anchor
-
-    def write(self) -> Path:
-        """Write the page; returns its path."""
+        environment.filters["path"] = lambda file: Path(file).absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
+        template = environment.get_template("browse.html")
+        text = template.render(what=what, title=title, groups=self.groups, **values)
         path = self.folder / "index.html"
-        body = "\n".join(self.body)
-        path.write_text(
-            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-            f"<title>{html.escape(self.title)}</title><style>{STYLE}</style></head>\n"
-            f'<body class="{self.kind}"><h1>{html.escape(self.title)}</h1>\n{body}\n'
-            "</body></html>\n",
-            encoding="utf-8",
-        )
+        path.write_text(text.lstrip(), encoding="utf-8")
         return path
 
 
-def file_link(path: str) -> str:
-    """Link to a file on this machine, by its name."""
-    url = quote(Path(path).absolute().as_posix())
-    return f'<a href="file://{url}">{html.escape(Path(path).name)}</a>'
-
-
 # What training sees
-
-
-DATA_LEGEND = """
-<p>The first images of training, as the model gets them. Annotations: keypoints and boxes, those of
-crowds and of persons without keypoints too. Positive locations: in a person's colour the pseudo-box
-and each location that answers for the person, as the cell of its level (the larger, the coarser);
-in red what the classification loss leaves out. Disk offsets: from the middle of each cell that
-learns an offset a line to the keypoint, in a colour for each keypoint. Heatmaps: the strongest
-keypoint of each cell, in the same colours.</p>
-"""
 
 
 def browse_data(cfg: CfgNode, num: int, output: Path) -> Path:
@@ -166,12 +120,13 @@ def browse_data(cfg: CfgNode, num: int, output: Path) -> Path:
     model = build_model(cfg)
     loader = Trainer.build_train_loader(cfg)
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
-    page = Page(output, "data", f"Training data: {', '.join(cfg.DATASETS.TRAIN)}")
-    page.add(DATA_LEGEND)
-    images = itertools.islice(loader, min(num, len(loader.dataset)))
-    for (inputs,) in tqdm(images, total=min(num, len(loader.dataset)), unit="image"):
-        page.add_section(data_section(model, inputs, metadata, cfg.INPUT.FORMAT))
-    return page.write()
+    page = Page(output)
+    num = min(num, len(loader.dataset))
+    page.add(
+        data_section(model, inputs, metadata, cfg.INPUT.FORMAT)
+        for (inputs,) in tqdm(itertools.islice(loader, num), total=num, unit="image")
+    )
+    return page.write("data", f"Training data: {', '.join(cfg.DATASETS.TRAIN)}")
 
 
 def targets_of(model: Any, inputs: dict[str, Any]) -> tuple[Targets, Locations]:
@@ -235,13 +190,12 @@ def data_section(
         for name, stride in zip(model.in_features, model.strides, strict=True)
     )
     height, width = inputs["image"].shape[1:]
-    title = (
-        f"{file_link(inputs['file_name'])}, image id {inputs.get('image_id')}, "
+    about = (
         f"{width} x {height} pixels; annotations: {len(inputs['instances'])}, "
         f"labelled keypoints: {int(targets.num_labelled)}; positive locations: {counts}; "
         f"left out: {int((targets.labels == LEFT_OUT).sum())} of {targets.labels.numel()}"
     )
-    return Section(title, pictures)
+    return Section(about, inputs["file_name"], inputs.get("image_id"), pictures)
 
 
 def draw_annotations(
@@ -354,16 +308,6 @@ class Finding:
         return "found" if self.is_found else "missed"
 
 
-RESULTS_LEGEND = f"""
-<p>Each annotated person with keypoints, the lowest OKS first. OKS and matching are those of COCO's
-evaluation (pycocotools) at OKS {MATCH_OKS}, the lowest that counts for AP: of each image the 20
-best predictions, best first, each take the person that is still free and fits best. A person whom
-none takes is <b class="missed">missed</b>: the OKS given is that of the best prediction that took
-nobody, which is the one shown. A <b class="false">false positive</b> took nobody, nor a crowd or a
-person without keypoints.</p>
-"""
-
-
 def browse_results(cfg: CfgNode, results: Path, num: int, output: Path) -> Path:
     """Write the page of an evaluation; returns its path.
 
@@ -390,39 +334,33 @@ def browse_results(cfg: CfgNode, results: Path, num: int, output: Path) -> Path:
     sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS or metadata.get("keypoint_oks_sigmas", ())
     persons, false_positives = match(coco, predictions, sigmas)
 
-    page = Page(output, "results", f"Evaluation: {name}")
-    missed = sum(not x.is_found for x in persons)
-    page.add(
-        f"<p>{file_link(str(results))}: {len(predictions)} predictions in {len(coco.imgs)} images; "
-        f"{len(persons)} persons with keypoints, {missed} missed; {len(false_positives)} false "
-        f"positives.</p>{RESULTS_LEGEND}"
-    )
     files = {x["image_id"]: x["file_name"] for x in DatasetCatalog.get(name)}
     by_image: dict[int, list[dict[str, Any]]] = {}
     for prediction in predictions:
         by_image.setdefault(prediction["image_id"], []).append(prediction)
-    anchors = []
-    bar = tqdm(total=min(num, len(persons)) + min(num, len(false_positives)), unit="picture")
-    for heading, findings in (
-        (f"The worst {min(num, len(persons))} of {len(persons)} persons", persons),
-        (
-            f"The first {min(num, len(false_positives))} of {len(false_positives)} false positives,"
-            " highest score first",
-            false_positives,
-        ),
-    ):
-        page.add(f"<h2>{heading}</h2>")
-        for finding in findings[:num]:
-            file = files[finding.image_id]
-            image = read_image(file, "BGR", cfg.INPUT.MAX_PIXELS)
-            annotated = [x for x in coco.imgToAnns[finding.image_id] if "keypoints" in x]
-            predicted = by_image.get(finding.image_id, [])
-            section = result_section(image, finding, annotated, predicted, file, metadata)
-            anchors.append(page.add_section(section))
-            bar.update()
-    bar.close()
-    page.add(table(persons, anchors, files))
-    return page.write()
+
+    def section(finding: Finding) -> Section:
+        file = files[finding.image_id]
+        image = read_image(file, "BGR", cfg.INPUT.MAX_PIXELS)
+        annotated = [x for x in coco.imgToAnns[finding.image_id] if "keypoints" in x]
+        predicted = by_image.get(finding.image_id, [])
+        pictures = result_pictures(image, finding, annotated, predicted, metadata)
+        return Section(finding, file, finding.image_id, pictures)
+
+    page = Page(output)
+    page.add(map(section, tqdm(persons[:num], unit="person")))
+    page.add(map(section, tqdm(false_positives[:num], unit="false positive")))
+    return page.write(
+        "results",
+        f"Evaluation: {name}",
+        results=results,
+        predictions=predictions,
+        num_images=len(coco.imgs),
+        persons=persons,
+        false_positives=false_positives,
+        files=files,
+        match_oks=MATCH_OKS,
+    )
 
 
 def read_results(path: Path, coco: COCO, num_keypoints: int) -> list[dict[str, Any]]:
@@ -514,14 +452,13 @@ def match(
     return persons, false_positives
 
 
-def result_section(
+def result_pictures(
     image: np.ndarray,
     finding: Finding,
     annotations: list[dict[str, Any]],
     predictions: list[dict[str, Any]],
-    file: str,
     metadata: Metadata,
-) -> Section:
+) -> dict[str, np.ndarray]:
     """Draw a person's surroundings: ground truth, prediction; and the whole image.
 
     Args:
@@ -529,32 +466,34 @@ def result_section(
         finding: the person or false positive.
         annotations: all of the image.
         predictions: all of the image.
-        file: of the image.
         metadata: of the data set.
+
+    Returns:
+        Pictures (h, w, 3) BGR uint8 by caption. Surroundings without a keypoint to draw are left
+        out.
     """
     part = surroundings((finding.person or finding.prediction)["bbox"], image.shape[:2])
     whole = (0, 0, image.shape[1], image.shape[0])
+    pictures = {}
+    annotated = annotations if finding.person is None else [finding.person]
+    if any_keypoint_in(part, annotated):
+        pictures["ground truth"] = draw_part(image, part, annotated, metadata)
+    if finding.prediction is not None and any_keypoint_in(part, [finding.prediction]):
+        caption = f"prediction, score {finding.prediction['score']:.2f}"
+        pictures[caption] = draw_part(image, part, [finding.prediction], metadata)
     best = max((x["score"] for x in predictions), default=0)
     shown = [x for x in predictions if x["score"] >= 0.5 * best]
     context = draw_part(image, whole, shown, metadata)
     draw_rectangle(context, np.array(part) * (context.shape[1] / image.shape[1]), FRAME_COLOR, 2)
-    prediction = finding.prediction
-    annotated = annotations if finding.person is None else [finding.person]
-    predicted = [] if prediction is None else [prediction]
-    score = "none is left" if prediction is None else f"score {prediction['score']:.2f}"
-    pictures = {
-        "ground truth": draw_part(image, part, annotated, metadata),
-        f"prediction, {score}": draw_part(image, part, predicted, metadata),
-        "whole image, all predictions of at least half the best one's score": context,
-    }
-    kind, link = finding.kind, f"{file_link(file)}, image id {finding.image_id}"
-    if finding.person is None:
-        return Section(f'<span class="false">{kind}</span>, {score}, {link}', pictures)
-    title = (
-        f'OKS {finding.oks:.3f}, <span class="{kind}">{kind}</span>, {link}, annotation id '
-        f"{finding.person['id']}"
-    )
-    return Section(title, pictures)
+    pictures["whole image, all predictions of at least half the best one's score"] = context
+    return pictures
+
+
+def any_keypoint_in(part: tuple[int, int, int, int], people: Sequence[dict[str, Any]]) -> bool:
+    """Whether a keypoint of people, annotated or predicted, lies in x0, y0, x1, y1."""
+    keypoints = np.reshape([x["keypoints"] for x in people], (-1, 3))
+    points = keypoints[keypoints[:, 2] > 0, :2] + 0.5
+    return bool(((points >= part[:2]) & (points < part[2:])).all(axis=1).any())
 
 
 def surroundings(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -574,8 +513,8 @@ def draw_part(
 ) -> np.ndarray:
     """Draw people, annotated or predicted, in a part of the image, at the height of a row."""
     x0, y0, x1, y1 = part
-    zoom = min(ROW_HEIGHT / (y1 - y0), MAX_ZOOM)
-    size = max(1, round((x1 - x0) * zoom)), max(1, round((y1 - y0) * zoom))
+    zoom = ROW_HEIGHT / (y1 - y0)
+    size = max(1, round((x1 - x0) * zoom)), ROW_HEIGHT
     picture = cv2.resize(image[y0:y1, x0:x1], size, interpolation=cv2.INTER_AREA)
     scale = np.array(size) / (x1 - x0, y1 - y0)
     if not people:
@@ -588,27 +527,6 @@ def draw_part(
         own[:, 2] = own[:, 2].clip(WEAKEST, 1) if "score" in person else own[:, 2] > 0
     poses = Instances(picture.shape[:2], pred_keypoints=torch.from_numpy(keypoints))
     return draw_poses(picture, poses, metadata=metadata)
-
-
-def table(persons: Sequence[Finding], anchors: Sequence[str], files: dict[int, str]) -> str:
-    """List all persons as HTML; those with pictures link to them."""
-    lines = []
-    for number, person in enumerate(persons):
-        place = f"{number + 1}"
-        if number < len(anchors):
-            place = f'<a href="#{anchors[number]}">{place}</a>'
-        prediction = person.prediction
-        score = "" if prediction is None else f"{prediction['score']:.3f}"
-        lines.append(
-            f'<tr class="{person.kind}"><td>{place}</td><td>{person.oks:.3f}</td>'
-            f"<td>{person.kind}</td><td>{score}</td><td>{file_link(files[person.image_id])}</td>"
-            f"<td>{person.image_id}</td><td>{person.person['id']}</td></tr>"
-        )
-    rows = "\n".join(lines)
-    return (
-        "<h2>All persons</h2><table><tr><th></th><th>OKS</th><th></th><th>score</th><th>file</th>"
-        f"<th>image id</th><th>annotation id</th></tr>\n{rows}</table>"
-    )
 
 
 def run(args: argparse.Namespace) -> int:

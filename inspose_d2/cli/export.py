@@ -11,12 +11,12 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 
-from ..checkpoint import InsPoseCheckpointer
+from ..checkpoint import InsPoseCheckpointer, save_safetensors
 from ..config import get_cfg
 from ..export import export_onnx, export_program
-from ..model_zoo import find_weights
+from ..model_zoo import config_of, find_weights
 
-FORMATS = ("onnx", "pt2")
+FORMATS = ("onnx", "pt2", "safetensors")
 
 logger = logging.getLogger("inspose_d2.export")
 
@@ -28,7 +28,9 @@ def check_packages() -> None:
         raise ValueError(f"ONNX needs {', '.join(missing)}: pip install 'inspose_d2[export]'")
 
 
-def export(config_file: str, opts: list[str], output: Path, file_format: str) -> None:
+def export(
+    config_file: str, opts: list[str], output: Path, file_format: str, batch: int | None
+) -> None:
     """Build a model and write it.
 
     Args:
@@ -36,6 +38,7 @@ def export(config_file: str, opts: list[str], output: Path, file_format: str) ->
         opts: changes of the config, ``MODEL.WEIGHTS`` among them: a file, or a name of the zoo.
         output: file to write.
         file_format: one of ``FORMATS``.
+        batch: images of a batch, ONNX alone; None takes a single image.
     """
     cfg = get_cfg(config_file, ["MODEL.DEVICE", "cpu", *opts])
     if not cfg.MODEL.WEIGHTS:
@@ -47,7 +50,9 @@ def export(config_file: str, opts: list[str], output: Path, file_format: str) ->
     logger.info("Tracing the model and writing %s: a minute or two", output)
     start = time.perf_counter()
     if file_format == "onnx":
-        export_onnx(model, output)
+        export_onnx(model, output, batch=batch)
+    elif file_format == "safetensors":
+        save_safetensors(model.state_dict(), output)
     else:
         torch.export.save(export_program(model), output)
     size, seconds = output.stat().st_size / 1e6, time.perf_counter() - start
@@ -58,7 +63,11 @@ def run(args: argparse.Namespace) -> int:
     """Read the command line and export."""
     file_format = args.format or args.output.suffix.removeprefix(".")
     if file_format not in FORMATS:
-        raise ValueError(f"--output {args.output}: must end in .onnx or .pt2, or give --format")
+        raise ValueError(
+            f"--output {args.output}: must end in .onnx, .pt2 or .safetensors, or give --format"
+        )
+    if args.batch and file_format != "onnx":
+        raise ValueError("--batch is for ONNX")
     if args.output.is_dir():
         raise ValueError(f"--output {args.output}: is a folder; give a file in it")
     if not args.output.absolute().parent.is_dir():
@@ -69,5 +78,8 @@ def run(args: argparse.Namespace) -> int:
     setup_logger(name="fvcore")
     warnings.filterwarnings("ignore")  # the exporter's own, about its own code
     weights = ["MODEL.WEIGHTS", args.weights] if args.weights else []
-    export(args.config_file, [*args.opts, *weights], args.output, file_format)
+    config = args.config_file or (config_of(args.weights) if args.weights else None)
+    if config is None:
+        raise ValueError("--config-file is needed: no --weights that say which config they are of")
+    export(config, [*args.opts, *weights], args.output, file_format, args.batch)
     return 0

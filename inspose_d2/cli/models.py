@@ -5,10 +5,22 @@ import argparse
 from tabulate import tabulate
 
 from ..config import list_configs
-from ..model_zoo import list_checkpoints
+from ..model_zoo import find_weights, list_checkpoints, write_folder
 
 
-def run(args: argparse.Namespace) -> int:  # noqa: ARG001
+def run(args: argparse.Namespace) -> int:
+    """List, download or write as a folder."""
+    if args.what == "download":
+        print(find_weights(args.weights))
+    elif args.what == "folder":
+        write_folder(args.weights, args.output, args.config_file)
+        print(args.output)
+    else:
+        _list()
+    return 0
+
+
+def _list() -> None:
     """Print a line for each config and for each checkpoint."""
     checkpoints = list_checkpoints()
     rows = [
@@ -18,7 +30,6 @@ def run(args: argparse.Namespace) -> int:  # noqa: ARG001
     print(tabulate(rows, ("weights", "config", "size", "keypoint AP", "of"), floatfmt=".1f"))
     print("\nconfigs, without weights unless they stand above:")
     print("\n".join(f"  {name}" for name in list_configs()))
-    return 0
 
 
 def _best(metrics: dict[str, float]) -> tuple[float | str, str]:

@@ -18,7 +18,8 @@ The output folder then holds
     kp_nets/      with --kp-net-view: the keypoint maps of the best person of each image
     results.json  the poses, one a line, in COCO's form for results: image_id, category_id (1),
                   bbox (x, y, width, height), score, keypoints (x, y, score, x, ...) and, besides,
-                  file_name and, with --track, track_id
+                  file_name; of a video seconds, the time of the frame, and with --track track_id
+    unfinished/   of pictures, until all are done: the same command goes on from there
 
 Coordinates are COCO's: pixels, the first one's centre is (0, 0). A keypoint's score is a
 probability. image_id is the number that is the file's name where all files have such names and no
@@ -27,13 +28,15 @@ two the same, as COCO's do, else the place among the inputs, from 0; in a video 
 Folders are searched to the bottom, through links too. A file that cannot be read is left out and
 listed at the end with the reason; so is a video in a folder, or one that ends before its time. Exit
 status: 0 all done, 1 nothing done, 2 could not begin, 3 something left out, 130 interrupted by
-Ctrl-C, 143 by SIGTERM, which leave whole files of all that was done. A webcam is ended by Ctrl-C
-or, in its window, q: 0.
+Ctrl-C, 143 by SIGTERM, which leave whole files of all that was done. A webcam or a live stream is
+ended by Ctrl-C or, in the webcam's window, q: 0. docs/video_and_folders.md has more.
 
     inspose predict --input photo.jpg --output out
     inspose predict --input photos 'more/*.png' --output out --kp-net-view
     inspose predict --input dance.mp4 --output out --video-out dance.webm
     inspose predict --input dance.mp4 --output out --track --smooth
+    inspose predict --input rtsp://192.168.0.7/live --output out
+    torchrun --nproc-per-node 2 -m inspose_d2 predict --input photos --output out
 """
 
 WEB = """\
@@ -52,6 +55,9 @@ One image goes in, its poses come out; NMS is inside.
     output  boxes      float32  (N, 4)      x0, y0, x1, y1 around the keypoints, pixels of the input
     output  scores     float32  (N,)        of the poses, in [0, 1], best first
     output  keypoints  float32  (N, K, 3)   x, y in pixels of the input, score in [0, 1]
+
+With --batch: images (B, 3, H, W), and boxes (B, R, 4), scores (B, R), keypoints (B, R, K, 3) with
+zeros behind the counts (B,) poses of each image, R being TEST.DETECTIONS_PER_IMAGE.
 
 The .pt2 gives the same three as a tuple, for H and W above 128. docs/deployment.md has more.
 """
@@ -122,7 +128,7 @@ def make_parser() -> Parser:
     command("benchmark", "Measure the latency of one model.", _benchmark)
     command("convert", "Convert data sets and checkpoints.", _convert)
     command("submit", "Pack poses on COCO test-dev for COCO's server.", _submit, SUBMIT)
-    command("models", "List configs and trained weights.", lambda _: None)
+    command("models", "List configs and trained weights, download them, write folders.", _models)
     command(
         "install-detectron2",
         "Install Detectron2, which is on no package index, without GitHub and without a compiler.",
@@ -134,12 +140,14 @@ def make_parser() -> Parser:
 
 def _model(parser: Parser, *, required: bool = False) -> None:
     """The options that choose a model."""
-    default = "" if required else "; by default the model that the package carries"
+    default = "" if required else "; by default that of the weights"
     parser.add_argument(
         "--config-file", required=required, metavar="CONFIG", help=f"YAML file or name{default}"
     )
     parser.add_argument(
-        "--weights", metavar="WEIGHTS", help="checkpoint of that config: file or name"
+        "--weights",
+        metavar="WEIGHTS",
+        help="of that config: file, name, folder, or organisation/name of the Hugging Face hub",
     )
 
 
@@ -179,7 +187,7 @@ def _predict(parser: Parser) -> None:
         nargs="+",
         type=_home,
         required=True,
-        help="images, folders, patterns; or a video; or webcam",
+        help="images, folders, patterns; or a video; or a stream's URL; or webcam",
     )
     parser.add_argument(
         "--output", type=_path, required=True, help="folder, or the picture of a single image"
@@ -213,10 +221,25 @@ def _web(parser: Parser) -> None:
     _options(parser)
 
 
+def _models(parser: Parser) -> None:
+    commands = parser.add_subparsers(dest="what", metavar="WHAT", help="by default the list")
+    download = commands.add_parser("download", help="have weights here, and print their file")
+    folder = commands.add_parser("folder", help="write a folder to push to the Hugging Face hub")
+    for own in (download, folder):
+        own.add_argument("weights", help="file, name, folder, or organisation/name of the hub")
+    folder.add_argument("--config-file", metavar="CONFIG", help="by default that of the weights")
+    folder.add_argument("--output", type=_path, required=True, metavar="FOLDER", help="to write")
+
+
 def _export(parser: Parser) -> None:
-    _model(parser, required=True)
+    _model(parser)
     parser.add_argument("--output", type=_path, required=True, metavar="FILE")
-    parser.add_argument("--format", choices=("onnx", "pt2"), help="default: the end of --output")
+    parser.add_argument(
+        "--format", choices=("onnx", "pt2", "safetensors"), help="default: the end of --output"
+    )
+    parser.add_argument(
+        "--batch", type=_count, metavar="B", help="of B images, fixed rows for each (ONNX)"
+    )
     _options(parser)
 
 

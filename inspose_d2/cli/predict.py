@@ -30,7 +30,7 @@ from ..data.threads import ReadAhead, WriteBehind
 from ..data.video import WEBCAM, Frame, VideoSource
 from ..engine.launch import under_torchrun
 from ..engine.predictor import InsPosePredictor
-from ..model_zoo import Checkpoint, find_weights, list_checkpoints
+from ..model_zoo import config_of, find_weights, score_threshold_of
 from ..modeling.keypoint_maps import keypoint_maps_of
 from ..modeling.oks import oks_sigmas
 from ..tracking import track_frames
@@ -49,6 +49,9 @@ DEFAULT_WEIGHTS = "people_lite0"
 FULL = {errno.ENOSPC, errno.EDQUOT}  # the next picture would not fit either
 LONGEST_WAIT = timedelta(days=7)  # of a worker for the slowest of the others
 
+# Keypoints with lower scores are not drawn; a score is a probability or an expected OKS.
+KEYPOINT_THRESHOLDS = {"peaks": 0.05, "expected_oks": 0.3}
+
 T = TypeVar("T")
 
 
@@ -63,6 +66,7 @@ class Demo:
         self.metadata = MetadataCatalog.get(next(iter(cfg.DATASETS.TEST), "__unused"))
         self.score_threshold = score_threshold
         self.sigmas = oks_sigmas(cfg)
+        self.keypoint_threshold = KEYPOINT_THRESHOLDS[cfg.MODEL.INSPOSE.DECODING_TEST]
         self.batch_size = batch_size
 
     def predict(self, images: list[np.ndarray]) -> list[Instances]:
@@ -75,7 +79,13 @@ class Demo:
 
     def draw(self, image: np.ndarray, poses: Instances) -> np.ndarray:
         """Draw poses on a copy of the image."""
-        return draw_poses(image, poses, metadata=self.metadata, scores=True)
+        return draw_poses(
+            image,
+            poses,
+            metadata=self.metadata,
+            keypoint_threshold=self.keypoint_threshold,
+            scores=True,
+        )
 
     def draw_kp_net(self, image: np.ndarray, number: int = 0) -> np.ndarray:
         """Draw the keypoint maps of a pose, by default the best, on a copy of the image."""
@@ -200,7 +210,9 @@ def run_video(
         bar = stack.enter_context(tqdm(total=source.num_frames or None, unit="frame"))
         writer = stack.enter_context(WriteBehind(waiting))
         ahead = ReadAhead(source.frames(), waiting, drop_oldest=source.is_live)
-        found = poses_in(demo, stack.enter_context(ahead))
+        stack.enter_context(ahead)
+        stack.callback(source.stopped.set)  # before the end of the thread is waited for
+        found = poses_in(demo, ahead)
         if track or smooth:
             found = track_frames(found, demo.sigmas, smooth=smooth, live=source.is_live)
         for _, poses, frame in found:
@@ -235,9 +247,8 @@ def threshold_of(args: argparse.Namespace) -> float:
     """Score from which poses are shown: the command's, or that of the weights in the zoo."""
     if args.score_threshold is not None:
         return args.score_threshold
-    name = args.weights or ("" if args.config_file else DEFAULT_WEIGHTS)
-    known = list_checkpoints()
-    return known[name].score_threshold if name in known else Checkpoint.score_threshold
+    opts = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
+    return score_threshold_of(args.weights or opts.get("MODEL.WEIGHTS") or DEFAULT_WEIGHTS)
 
 
 def make_config(args: argparse.Namespace) -> CfgNode:
@@ -253,7 +264,8 @@ def make_config(args: argparse.Namespace) -> CfgNode:
             raise ValueError("--config-file needs --weights, the checkpoint to use")
         weights = DEFAULT_WEIGHTS
     device = ["MODEL.DEVICE", args.device] if args.device else []
-    cfg = get_cfg(args.config_file or DEFAULT_CONFIG, [*args.opts, *device])
+    config = args.config_file or config_of(weights) or DEFAULT_CONFIG
+    cfg = get_cfg(config, [*args.opts, *device])
     check_model(cfg)  # before a threshold of the command takes the place of a wrong one
     cfg.MODEL.WEIGHTS = str(find_weights(weights))
     return cfg

@@ -146,6 +146,7 @@ class Shards:
         try:
             _lock(file)
         except BlockingIOError as error:
+            file.close()
             raise ValueError(
                 f"{path}: another inspose predict is writing there; for several workers use "
                 "torchrun"

@@ -79,8 +79,10 @@ def add_inspose_config(cfg: CN) -> None:
     cfg.INPUT.RESIZE = "pillow"
 
     # Keypoint sets to register, each [name, json file in COCO's format, folder of images], for
-    # DATASETS.TRAIN and TEST. Paths are below $DETECTRON2_DATASETS, by default "datasets", unless
-    # they are absolute. See register_coco_keypoints.
+    # DATASETS.TRAIN and TEST. Keypoints that change places in a mirror may stand behind, such as
+    # [["fin_A", "fin_B"]], or [] for none; otherwise left and right in the names tell. Paths are
+    # below $DETECTRON2_DATASETS, by default "datasets", unless they are absolute. See
+    # register_coco_keypoints.
     cfg.DATASETS.REGISTER = []
 
     cfg.MODEL.INSPOSE = CN()

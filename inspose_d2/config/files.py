@@ -82,7 +82,7 @@ def find_config(name_or_file: str | os.PathLike[str]) -> Path:
 
 
 def merge_file(cfg: CfgNode, path: Path, chain: Sequence[Path] = ()) -> None:
-    """Set the keys of a YAML file, after those of its ``_BASE_``.
+    """Set the keys of a YAML file, after those of its ``_BASE_``: a file, or a name, or several.
 
     Args:
         cfg: changed in place.
@@ -100,8 +100,13 @@ def merge_file(cfg: CfgNode, path: Path, chain: Sequence[Path] = ()) -> None:
     base = values.pop("_BASE_", [])
     for name in base if isinstance(base, list) else [base]:
         base_path = path.parent / Path(str(name)).expanduser()
+        if not base_path.is_file() and name in list_configs():
+            base_path = CONFIGS / f"{name}.yaml"
         if not base_path.is_file():
-            raise ConfigError(f"{path}: _BASE_ {name!r} is no file: {base_path.resolve()}")
+            raise ConfigError(
+                f"{path}: _BASE_ {name!r} is no file, {base_path.resolve()}, and no name of a "
+                f"config of the package.{did_you_mean(str(name), list_configs())}"
+            )
         merge_file(cfg, base_path, (*chain, path))
     merge_values(cfg, _leaves(values), str(path))
 

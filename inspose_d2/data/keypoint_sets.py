@@ -75,8 +75,8 @@ def register_coco_keypoints(
         said = "; ".join(f"{a!r} and {b!r}" for a, b in alike)
         _warn(
             f"{name}: {said} look like pairs of left and right, but are in no flip pair: in "
-            "flipped images they would be learned wrong. Give flip_pairs, or names with left_ and "
-            "right_"
+            "flipped images they would be learned wrong. Give flip_pairs (in a config the "
+            "fourth word of DATASETS.REGISTER), or names with left_ and right_"
         )
     elif flip_pairs is None and not any(side_of(x)[0] for x in names):
         _warn(
@@ -104,12 +104,31 @@ def register_coco_keypoints(
     )
 
 
-def is_registered(name: str, json_file: str, image_root: str) -> bool:
-    """Whether a name stands for these files."""
+def is_registered(
+    name: str, json_file: str, image_root: str, flip_pairs: Pairs | None = None
+) -> bool:
+    """Whether a name stands for these files, and has these flip pairs where they are given."""
     if name not in DatasetCatalog:
         return False
     metadata = MetadataCatalog.get(name)
+    if flip_pairs is not None and metadata.get("keypoint_flip_map") != [*map(tuple, flip_pairs)]:
+        return False
     return (metadata.get("json_file"), metadata.get("image_root")) == (json_file, image_root)
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether this is an entry of ``DATASETS.REGISTER``."""
+
+    def are_words(x: Any, number: int) -> bool:
+        return isinstance(x, list | tuple) and [*map(type, x)] == [str] * number
+
+    if not isinstance(entry, list | tuple) or not are_words(entry[:3], 3):
+        return False
+    return len(entry) == 3 or (
+        len(entry) == 4
+        and isinstance(entry[3], list | tuple)
+        and all(are_words(pair, 2) for pair in entry[3])
+    )
 
 
 def register_datasets(cfg: CfgNode, *, training: bool = True) -> None:
@@ -120,23 +139,26 @@ def register_datasets(cfg: CfgNode, *, training: bool = True) -> None:
         training: False leaves out ``DATASETS.TRAIN``, whose files evaluation does not need.
 
     Raises:
-        ConfigError: an entry is not [name, json file, folder of images], or the set cannot be
-            registered.
+        ConfigError: an entry is not [name, json file, folder of images], with flip pairs behind
+            or without, or the set cannot be registered.
     """
     used = {*cfg.DATASETS.TEST, *(cfg.DATASETS.TRAIN if training else ())}
     root = folder_of("DETECTRON2_DATASETS")
     for entry in cfg.DATASETS.REGISTER:
-        if not isinstance(entry, list | tuple) or list(map(type, entry)) != [str] * 3:
+        if not _is_entry(entry):
             raise ConfigError(
                 "DATASETS.REGISTER must be a list of [name, json file, folder of images], such as "
-                f"[['my_train', 'my/train.json', 'my/train']]; got the entry {entry!r}"
+                "[['my_train', 'my/train.json', 'my/train']], and may have flip pairs behind, "
+                f"[['fin_A', 'fin_B']], or [] for none; got the entry {entry!r}"
             )
-        name, *paths = entry
-        files = [os.path.join(root, os.path.expanduser(path)) for path in paths]
-        if name not in used or is_registered(name, *files):
+        name, *paths = entry[:3]
+        pairs = entry[3] if len(entry) == 4 else None
+        json_file, images = (os.path.join(root, os.path.expanduser(path)) for path in paths)
+        if name not in used or is_registered(name, json_file, images, pairs):
             continue
+        sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS or None
         try:
-            register_coco_keypoints(name, *files, sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS or None)
+            register_coco_keypoints(name, json_file, images, flip_pairs=pairs, sigmas=sigmas)
         except OSError as error:
             raise ConfigError(
                 f"DATASETS.REGISTER {name!r}: {error}. Paths are below $DETECTRON2_DATASETS, now "

@@ -15,7 +15,9 @@ from ..workers import undisturbed
 
 T = TypeVar("T")
 
-PATIENCE = 1.0  # s that a reader has to leave; a camera that is silent must not delay the end
+# s that a reader has to leave, above the limits of streams: a process that ends while a thread is
+# in OpenCV is aborted.
+PATIENCE = 12.0
 
 
 class ReadAhead(Iterator[T]):

@@ -6,11 +6,13 @@ at its own time, with the sound of the source; else with OpenCV, at a constant r
 
 import contextlib
 import errno
+import importlib.util
 import logging
 import math
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,17 +26,15 @@ import numpy as np
 
 from .folders import VIDEOS
 
-try:
-    import av
-except ImportError:  # without the extra `video`
-    av = None
-
+# PyAV, or None without the extra `video`.
+av: Any = importlib.import_module("av") if importlib.util.find_spec("av") else None
 logger = logging.getLogger(__name__)
 
 WEBCAM = "webcam"
 MOST_FRAMES = 0.98  # of those that a video's file promises
 WAITS = (1, 2, 4, 8, 16)  # s before each try to open a camera or stream again
-TIMEOUT = 10_000  # ms that a stream may be silent
+OPEN_TIMEOUT = 10_000  # ms that a stream may take to begin
+READ_TIMEOUT = 5_000  # ms that it may be silent; an end by Ctrl-C waits for it
 LONGEST_GAP = 600.0  # s between two frames; more is a clock that jumps
 SOUND_RATE = 48_000  # Hz, Opus's own
 
@@ -80,6 +80,8 @@ class VideoSource:
         fps: nominal rate in 1/s; 30 where it is not known.
         num_frames: that a file promises; 0 where it is not known.
         reconnects: how often it was opened again.
+        num_read: frames until now.
+        stopped: set from another thread, it is not opened again.
     """
 
     def __init__(self, source: str) -> None:
@@ -106,6 +108,7 @@ class VideoSource:
         has_end = self.num_frames or Path(urlsplit(source).path).suffix.lower() in VIDEOS
         self.is_live = source == WEBCAM or (is_url and not has_end)
         self.reconnects = 0
+        self.stopped = threading.Event()
         self.num_read = 0
         self._why_ended = ""
 
@@ -113,8 +116,8 @@ class VideoSource:
         if self.source == WEBCAM:
             return cv2.VideoCapture(0)
         if "://" in self.source:
-            limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, TIMEOUT]
-            limits += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, TIMEOUT]
+            limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT]
+            limits += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT]
             return cv2.VideoCapture(self.source, cv2.CAP_FFMPEG, limits)
         return cv2.VideoCapture(self.source)
 
@@ -140,7 +143,7 @@ class VideoSource:
     def _read(self) -> np.ndarray | None:
         """Read an image; None at the end, for a live source after all tries to open it again."""
         image = self._capture.read()[1]
-        if image is not None or not self.is_live:
+        if image is not None or not self.is_live or self.stopped.is_set():
             return image
         if not self.reconnects:
             logger.warning(
@@ -152,7 +155,8 @@ class VideoSource:
         self.reconnects += 1
         for wait in WAITS:
             self._capture.release()
-            time.sleep(wait)
+            if self.stopped.wait(wait):
+                return None
             self._capture = self._open()
             if (image := self._capture.read()[1]) is not None:
                 return image

@@ -18,19 +18,19 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup, launch
+from detectron2.engine import default_argument_parser, launch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from ..checkpoint import CheckpointError, InsPoseCheckpointer, NoValidCheckpoint
-from ..config import ConfigError, find_config, get_cfg, list_configs
+from ..config import ConfigError, get_cfg, list_configs
 from ..data.check import check_config
 from ..data.keypoint_sets import register_datasets
+from .setup import describe_model, setup_run
 from .signals import STOPPING
 from .trainer import Trainer
 
-logger = logging.getLogger("detectron2")
+logger = logging.getLogger(__name__)
 
 # Variables by which launchers other than torchrun say how many processes they have started.
 LAUNCHERS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -53,7 +53,6 @@ def load_config(args: argparse.Namespace) -> CfgNode:
                 "--config-file is missing: give a YAML file or one of these names: "
                 + ", ".join(list_configs())
             )
-        args.config_file = str(find_config(args.config_file))  # default_setup opens it
         cfg = get_cfg(args.config_file, args.opts)
         register_datasets(cfg, training=not args.eval_only)
         check_config(cfg, training=not args.eval_only)
@@ -67,8 +66,12 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """Make the config from the command line and set up logging and the output folder."""
     cfg = load_config(args)
     cfg.freeze()
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="inspose_d2", abbrev_name="inspose_d2")
+    setup_run(cfg)
+    logger.info("Config: %s %s", args.config_file, " ".join(map(str, args.opts)))
+    if (
+        not args.eval_only
+    ):  # as Detectron2 has it: trying out algorithms takes long at each new size
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     num_workers = comm.get_world_size()
     if num_workers > 1 and comm.is_main_process() and torch.device(cfg.MODEL.DEVICE).type == "cpu":
         logger.warning(
@@ -102,15 +105,16 @@ def prepare(cfg: CfgNode, args: argparse.Namespace) -> Callable[[], dict[str, An
     ``TEST.AUG`` is for ``--eval-only``: evaluation on the way of training sees each image once.
     """
     if args.eval_only:
-        for name in cfg.DATASETS.TEST:
-            Trainer.check_dataset(cfg, name, evaluation=True)
+        Trainer.check_test_sets(cfg)
         model = Trainer.build_model(cfg)
+        describe_model(cfg, model)
         InsPoseCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
             cfg.MODEL.WEIGHTS, resume=args.resume, strict=True
         )
         test = Trainer.test_with_augmentation if cfg.TEST.AUG.ENABLED else Trainer.test
         return partial(test, cfg, model)
     trainer = Trainer(cfg)
+    describe_model(trainer.cfg, trainer.checkpointer.model)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train
 
@@ -198,12 +202,13 @@ def launch_workers(args: argparse.Namespace) -> None:
         sys.exit(128 + received[0])
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace | None = None) -> None:
     """Train or evaluate.
 
     Args:
-        args: of Detectron2's ``default_argument_parser``.
+        args: of Detectron2's ``default_argument_parser``; None reads the command line by it.
     """
+    args = args or default_argument_parser().parse_args()
     try:
         if dist.is_torchelastic_launched():
             main_under_torchrun(args)

@@ -17,7 +17,7 @@ from ..checkpoint import InsPoseCheckpointer
 from ..config import ConfigError, get_cfg
 from ..data.images import ImageError, ResizeShortestEdge, read_image, to_array
 from ..data.keypoint_sets import register_datasets
-from ..model_zoo import find_weights
+from ..model_zoo import config_of, find_weights
 from ..workers import stay_usable_after_fork
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class InsPosePredictor:
 
     def __init__(
         self,
-        cfg: CfgNode | str | os.PathLike[str],
+        cfg: CfgNode | str | os.PathLike[str] | None = None,
         *,
         weights: str | os.PathLike[str] | None = None,
         device: str | torch.device | None = None,
@@ -49,8 +49,11 @@ class InsPosePredictor:
 
         Args:
             cfg: the whole config; not changed. Or a YAML file, or a name in :func:`list_configs`.
-                The others, where given, go before its keys.
-            weights: checkpoint file, or a name in :func:`list_checkpoints`; ``MODEL.WEIGHTS``.
+                The others, where given, go before its keys. None takes the config that comes
+                with the weights.
+            weights: checkpoint file, a name in :func:`list_checkpoints`, a folder in the form of
+                the Hugging Face hub, or a repository there, ``organisation/name``;
+                ``MODEL.WEIGHTS``.
             device: ``MODEL.DEVICE``.
             score_threshold: ``MODEL.INSPOSE.SCORE_THRESH_TEST``, in [0, 1]; poses whose score is
                 below are left out, whatever their person probability is. Where it is not given
@@ -59,10 +62,12 @@ class InsPosePredictor:
             max_poses: ``TEST.DETECTIONS_PER_IMAGE``, at least 1.
 
         Raises:
-            ValueError: an argument is out of its range.
+            ValueError: an argument is out of its range, or no config is known.
             CheckpointError: the weights cannot be read, or are of another model.
+            OSError: the weights cannot be downloaded.
         """
-        cfg = cfg.clone() if isinstance(cfg, CfgNode) else get_cfg(cfg)
+        cfg = cfg.clone() if isinstance(cfg, CfgNode) else get_cfg(cfg or _config_of(weights))
+        assert isinstance(cfg, CfgNode)
         cfg.defrost()
         if device is not None:
             cfg.MODEL.DEVICE = str(device)
@@ -161,6 +166,14 @@ class InsPosePredictor:
         resized = self.resize.get_transform(pixels).apply_image(pixels)
         image = torch.from_numpy(np.array(resized.transpose(2, 0, 1), order="C"))
         return {"image": image, "height": pixels.shape[0], "width": pixels.shape[1]}
+
+
+def _config_of(weights: str | os.PathLike[str] | None) -> str:
+    """Give the config that comes with the weights."""
+    config = None if weights is None else config_of(weights)
+    if config is None:
+        raise ValueError("give the config: these weights do not say which one they are of")
+    return config
 
 
 def _check_array(array: Any, name: str) -> None:

@@ -21,6 +21,7 @@ from detectron2.data import (
 from detectron2.data.common import DatasetFromList
 from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.engine.defaults import create_ddp_model
+from detectron2.modeling import build_model
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import (
     _generate_optimizer_class_with_gradient_clipping,
@@ -42,6 +43,7 @@ from ..data.train_loader import TrainingBatches, build_train_loader, mix
 from ..evaluation import InsPoseEvaluator
 from ..workers import guard_loader, on_one_worker
 from .ema import EMA
+from .pictures import EvalPictures
 from .signals import Interrupted, StopRequest
 from .test_time_augmentation import InsPoseWithTTA
 from .train_loop import DivergedError, TrainLoop, explain
@@ -97,8 +99,7 @@ class Trainer(DefaultTrainer):
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.last_step = -1
         self.stop = StopRequest()
-        for name in cfg.DATASETS.TEST:  # or it would be found out at the first evaluation
-            self.check_dataset(cfg, name, evaluation=True)
+        self.check_test_sets(cfg)  # or it would be found out at the first evaluation
         # The first one may have to download weights.
         model = on_one_worker(lambda: self.build_model(cfg)) or self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -144,6 +145,7 @@ class Trainer(DefaultTrainer):
                 checkpoint before.
             Interrupted: after SIGTERM or SIGINT, once all workers have done their step.
         """
+        self._say_schedule()
         with self.stop:
             try:
                 return super().train()
@@ -159,6 +161,22 @@ class Trainer(DefaultTrainer):
                 if isinstance(error, Exception) and explain(error) is not error:
                     raise explain(error) from error
                 raise
+
+    def _say_schedule(self) -> None:
+        solver, loader = self.cfg.SOLVER, self._trainer.data_loader
+        batch, epochs = solver.IMS_PER_BATCH, ""
+        if isinstance(getattr(loader, "batch_sampler", None), TrainingBatches):
+            epochs = f", {self.max_iter * batch / len(loader.dataset):.3g} epochs"
+        drops = solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR"
+        falls = f", falls at {solver.STEPS}" if solver.STEPS and drops else ""
+        logger.info(
+            f"Steps: {self.start_iter} to {self.max_iter}, {batch} images each{epochs}; evaluation "
+            + (f"every {x} steps" if (x := self.cfg.TEST.EVAL_PERIOD) else "at the end")
+        )
+        logger.info(
+            f"Rate: {solver.BASE_LR:g} by {solver.LR_SCHEDULER_NAME}, warm-up over "
+            f"{solver.WARMUP_ITERS} steps{falls}; {solver.OPTIMIZER}"
+        )
 
     def _save_last_step(self, error: BaseException) -> None:
         """Save what an exception interrupts, so that nothing computed is lost."""
@@ -191,7 +209,7 @@ class Trainer(DefaultTrainer):
         self.seed = state_dict.get("seed", self.seed)
 
     def build_hooks(self) -> list[hooks.HookBase]:
-        """Add ``model_best.pth`` to Detectron2's hooks; evaluation may be interrupted.
+        """Add ``model_best.pth`` and pictures to Detectron2's hooks; evaluation may be interrupted.
 
         The best is that of the highest keypoint AP on the first data set. With
         ``SOLVER.EMA_DECAY`` the average of the weights is evaluated and saved.
@@ -201,12 +219,16 @@ class Trainer(DefaultTrainer):
         if ema is not None:
             model = ema.averaged
 
+        names, period = self.cfg.DATASETS.TEST, self.cfg.TEST.EVAL_PERIOD
+        pictures = EvalPictures(self.cfg) if names and comm.is_main_process() else None
+
         def test() -> Any:
             with self.stop.interruptible():
                 self._last_eval_results = self.test(self.cfg, model)
+                if pictures is not None:
+                    pictures.put(self.checkpointer.model if ema is None else ema.averaged)
             return self._last_eval_results
 
-        names, period = self.cfg.DATASETS.TEST, self.cfg.TEST.EVAL_PERIOD
         built = [
             EvalHook(period, test) if isinstance(hook, hooks.EvalHook) else hook
             for hook in super().build_hooks()
@@ -296,7 +318,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Build the model; the peer's on the CPU in channels-last layout, as InsPose's are."""
-        model = super().build_model(cfg)
+        model = build_model(cfg)  # Detectron2's trainer would print it
         if model.device.type == "cpu" and cfg.MODEL.META_ARCHITECTURE not in OURS:
             for name, part in model.named_children():
                 if name != "roi_heads":  # Detectron2's keypoint head cannot
@@ -376,6 +398,11 @@ class Trainer(DefaultTrainer):
                 if cfg.MODEL.KEYPOINT_ON
                 else 0,
             )
+        logger.info(
+            "Training data: %s: %d images, %d annotations",
+            *(", ".join(cfg.DATASETS.TRAIN), len(dataset)),
+            sum(len(image.get("annotations", ())) for image in dataset),
+        )
         return build_train_loader(
             DatasetFromList(dataset, copy=False),
             cls.build_train_mapper(cfg),
@@ -394,6 +421,15 @@ class Trainer(DefaultTrainer):
         file = MetadataCatalog.get(dataset_name).get("json_file")
         with in_memory({file: checked} if checked else {}, evaluation=True):
             return guard_loader(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
+
+    @classmethod
+    def check_test_sets(cls, cfg: CfgNode) -> None:
+        """Refuse bad annotations of ``DATASETS.TEST``, see :meth:`check_dataset`."""
+        for name in cfg.DATASETS.TEST:
+            coco = cls.check_dataset(cfg, name, evaluation=True)
+            if coco:
+                counts = (len(coco.get(key, ())) for key in ("images", "annotations"))
+                logger.info("Evaluation data: %s: %d images, %d annotations", name, *counts)
 
     @staticmethod
     def check_dataset(

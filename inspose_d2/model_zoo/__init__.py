@@ -1,8 +1,24 @@
-"""The weights that come with the package, and models by the names of their configs.
+"""The weights that come with the package, models by the names of their configs, and the hub's form.
 
 May import ``checkpoint`` and ``config``.
 """
 
-from .model_zoo import Checkpoint, find_weights, get_model, list_checkpoints
+from .model_zoo import (
+    Checkpoint,
+    config_of,
+    find_weights,
+    get_model,
+    list_checkpoints,
+    score_threshold_of,
+    write_folder,
+)
 
-__all__ = ["Checkpoint", "find_weights", "get_model", "list_checkpoints"]
+__all__ = [
+    "Checkpoint",
+    "config_of",
+    "find_weights",
+    "get_model",
+    "list_checkpoints",
+    "score_threshold_of",
+    "write_folder",
+]

@@ -14,10 +14,11 @@ from detectron2.modeling import build_model
 from iopath.common.file_io import get_cache_dir
 from torch import nn
 
-from ..checkpoint import InsPoseCheckpointer
+from ..checkpoint import InsPoseCheckpointer, read_weights, save_safetensors
 from ..config import get_cfg
 from ..config.files import did_you_mean, list_configs
 from ..workers import stay_usable_after_fork
+from . import hub
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 MANIFEST = CHECKPOINTS / "manifest.json"
@@ -53,8 +54,7 @@ def get_model(
 
     Args:
         name: of a config (:func:`inspose_d2.list_configs`), or a YAML file.
-        weights: a ``.pth`` file, or a name in :func:`list_checkpoints`; None leaves the weights
-            random and says so.
+        weights: as for :func:`find_weights`; None leaves the weights random and says so.
         device: "cuda", "cpu", ...; None takes CUDA where there is such a device.
 
     Returns:
@@ -82,7 +82,9 @@ def find_weights(weights: str | os.PathLike[str]) -> Path:
     """Find a file of weights; what the manifest names is downloaded if need be, and verified.
 
     Args:
-        weights: a file, or a name in :func:`list_checkpoints`.
+        weights: a file; a name in :func:`list_checkpoints`; a folder with ``config.yaml`` and
+            ``model.safetensors``; or such a repository of the Hugging Face hub,
+            ``organisation/name``.
 
     Returns:
         The file on this machine.
@@ -102,10 +104,72 @@ def find_weights(weights: str | os.PathLike[str]) -> Path:
             f"{name} is not trained: no weights of it are offered. "
             f"python train_net.py --config-file {name} trains it"
         )
+    if path.is_dir() or hub.is_repository(name):
+        return hub.model_folder(name) / hub.WEIGHTS
     raise ValueError(
         f"weights {name!r} are no file, and none of the trained weights: "
         f"{', '.join(known) or 'there are none'}.{did_you_mean(name, known)}"
     )
+
+
+def config_of(weights: str | os.PathLike[str]) -> str | None:
+    """Give the config that belongs to weights: a name or a file; None where only a file is known.
+
+    Args:
+        weights: as for :func:`find_weights`, which says what is wrong with them.
+    """
+    name, known = str(weights), list_checkpoints()
+    if name in known:
+        return known[name].config
+    is_folder = Path(name).expanduser().is_dir() or hub.is_repository(name)
+    if Path(name).expanduser().is_file() or name in list_configs() or not is_folder:
+        return None
+    return str(hub.model_folder(name) / hub.CONFIG)
+
+
+def score_threshold_of(weights: str | os.PathLike[str]) -> float:
+    """Score from which the poses of weights are shown: what comes with them says it, else 0.4.
+
+    Args:
+        weights: as for :func:`find_weights`.
+    """
+    known = list_checkpoints().get(str(weights))
+    found = known.score_threshold if known else hub.score_threshold(find_weights(weights))
+    return Checkpoint.score_threshold if found is None else found
+
+
+def write_folder(
+    weights: str | os.PathLike[str], folder: Path, config: str | os.PathLike[str] | None = None
+) -> None:
+    """Write a model as a folder that can be pushed to the Hugging Face hub.
+
+    Args:
+        weights: as for :func:`find_weights`; their numbers stay as precise as they are.
+        folder: made if need be; its ``config.yaml``, ``model.safetensors`` and ``README.md`` are
+            written anew.
+        config: of the weights, a name or a YAML file; None takes that of :func:`config_of`.
+
+    Raises:
+        ValueError: no config is known, or huggingface_hub is missing, which makes the card.
+        CheckpointError: the weights do not fit the config.
+        OSError: something cannot be read or written.
+    """
+    config = config or config_of(weights)
+    if config is None:
+        raise ValueError(f"{weights} does not say which config it is of: give --config-file")
+    file, entry = find_weights(weights), list_checkpoints().get(str(weights))
+    names = get_model(config, file, device="cpu").state_dict()  # refuses what does not fit
+    found = read_weights(file)
+    folder.mkdir(parents=True, exist_ok=True)
+    hub.write_card(
+        folder / hub.CARD,
+        str(weights) if entry else folder.absolute().name,
+        entry.metrics if entry else {},
+        "apache-2.0" if entry else None,
+    )
+    hub.write_config(get_cfg(config), folder / hub.CONFIG)
+    threshold = {"score_threshold": str(score_threshold_of(weights))}
+    save_safetensors({x: found[x] for x in names}, folder / hub.WEIGHTS, threshold)
 
 
 def _verified(name: str, checkpoint: Checkpoint) -> Path:

@@ -275,10 +275,23 @@ class FoldedTimmConv2d(nn.Conv2d):
         bias = norm.bias - norm.running_mean * scale
         weight = self.weight * scale[:, None, None, None]
         if type(self).__name__.endswith("Same"):
-            from timm.layers import pad_same
-
-            x = pad_same(x, list(self.kernel_size), list(self.stride), list(self.dilation))
+            x = F.pad(x, self._same_padding())
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def _same_padding(self) -> tuple[int, int, int, int]:
+        """TensorFlow's padding, of sides that are multiples of the stride, as all are here.
+
+        timm's own depends on the size, in terms that grow from layer to layer: an export to open
+        sizes did not end within minutes.
+        """
+        sides = []
+        for kernel, stride, dilation in zip(
+            self.kernel_size, self.stride, self.dilation, strict=True
+        ):
+            total = max(dilation * (kernel - 1) + 1 - stride, 0)
+            sides.append((total // 2, total - total // 2))
+        (top, bottom), (left, right) = sides
+        return left, right, top, bottom
 
 
 class FoldedTimmNorm(nn.Module):

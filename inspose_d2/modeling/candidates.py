@@ -74,21 +74,7 @@ def select_by_score(
             sum(nans),
             len(nans) - nans.count(0),
         )
-    return candidates_of(
-        locations, [row[:count] for row, count in zip(best.indices, counts, strict=True)]
-    )
-
-
-def candidates_of(locations: Locations, chosen: list[Tensor]) -> Candidates:
-    """Make candidates of numbered locations.
-
-    Args:
-        locations: the L locations that all images of the batch share.
-        chosen: per image (n,) numbers of locations.
-
-    Returns:
-        The candidates in this order.
-    """
+    chosen = [row[:count] for row, count in zip(best.indices, counts, strict=True)]
     image = torch.cat([torch.full_like(own, number) for number, own in enumerate(chosen)])
-    index, counts = torch.cat(chosen), [own.shape[0] for own in chosen]
+    index = torch.cat(chosen)
     return Candidates(image, index, locations.points[index], locations.strides[index], counts)

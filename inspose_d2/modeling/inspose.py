@@ -15,7 +15,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from ..config.check import check_model
 from .branches import DiskOffsetBranch, HeatmapBranch, KeypointFeatureBranch
-from .candidates import Candidates, candidates_of, select_by_score
+from .candidates import Candidates, select_by_score
 from .expected_oks import decode_by_expected_oks
 from .geometry import Locations, map_size
 from .head import InsPoseHead
@@ -32,7 +32,7 @@ from .losses import (
     regression_loss,
 )
 from .oks import object_keypoint_similarity, oks_sigmas
-from .postprocess import body_areas, boxes_of_poses, instances_of, select_poses
+from .postprocess import body_areas, boxes_of_poses, select_poses
 from .target_generator import PERSON, TargetGenerator, Targets
 
 
@@ -414,9 +414,12 @@ class InsPose(ImageModel):
         Returns:
             Per image ``Instances`` in pixels of the network input.
         """
-        decoded = self.decode(predictions, locations, image_sizes)
-        poses = [
-            select_poses(
+
+        def select(
+            poses: tuple[Tensor, Tensor, Tensor, Tensor], size: tuple[int, int]
+        ) -> Instances:
+            keypoints, boxes, scores, where = poses
+            return select_poses(
                 keypoints,
                 boxes,
                 scores,
@@ -426,16 +429,14 @@ class InsPose(ImageModel):
                 sigmas=self.nms_sigmas,
                 locations=where,
             )
-            for (keypoints, boxes, scores, where), size in zip(decoded, image_sizes, strict=True)
-        ]
+
+        decoded = self.decode(predictions, locations, image_sizes)
+        poses = [select(*own) for own in zip(decoded, image_sizes, strict=True)]
         if self.decoding == "expected_oks":
-            kept = [
-                (x.pred_keypoints, x.pred_boxes.tensor, x.scores, x.pred_locations) for x in poses
-            ]
-            refined = self.refine(predictions, locations, kept, image_sizes)
-            poses = [
-                instances_of(size, *own) for size, own in zip(image_sizes, refined, strict=True)
-            ]
+            for image, (own, size) in enumerate(zip(poses, image_sizes, strict=True)):
+                kept = own.pred_keypoints, own.pred_boxes.tensor, own.scores, own.pred_locations
+                # Doubles of a person become alike: they are suppressed now at the latest.
+                poses[image] = select(self.refine(predictions, locations, image, kept, size), size)
         if not with_locations:
             for own in poses:
                 own.remove("pred_locations")
@@ -475,7 +476,7 @@ class InsPose(ImageModel):
                 keypoints,
                 boxes_of_poses(keypoints) if own is None else clip_boxes_to_image(own, size),
                 # Where poses are refined, by these alone: NMS comes before.
-                score if self.decoding == "expected_oks" else self._pose_scores(score, keypoints),
+                score if self.decoding == "expected_oks" else self.pose_scores(score, keypoints),
                 index,
             )
             for keypoints, own, score, index, size in per_image
@@ -527,27 +528,36 @@ class InsPose(ImageModel):
         self,
         predictions: Predictions,
         locations: Locations,
-        poses: list[tuple[Tensor, Tensor, Tensor, Tensor]],
-        image_sizes: list[tuple[int, int]],
-    ) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Decode the poses that NMS has left once more, by the expected OKS (ours).
+        image: int,
+        poses: tuple[Tensor, Tensor, Tensor, Tensor],
+        image_size: tuple[int, int],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Decode the poses of an image that NMS has left once more, by the expected OKS (ours).
 
         Args:
             predictions: of the network.
             locations: of the padded images.
-            poses: per image what :meth:`decode` gives, of N poses.
-            image_sizes: (H, W) of each image without padding, pixels.
+            image: its number in the batch.
+            poses: what :meth:`decode` gives for the image, of N poses.
+            image_size: (H, W) of the image without padding, pixels.
 
         Returns:
-            The same, best first: keypoints and their scores, boxes around them, scores of poses.
+            The same in the same order: keypoints and their scores, boxes around them, scores of
+            poses, locations.
         """
-        candidates = candidates_of(locations, [where for _, _, _, where in poses])
+        keypoints, boxes, scores, index = poses
+        candidates = Candidates(
+            torch.full_like(index, image),
+            index,
+            locations.points[index],
+            locations.strides[index],
+            [index.shape[0]],
+        )
         patches = self.head.patches_at(predictions.params_features, candidates)
         params = self.head.predict_params(patches)
-        areas = body_areas(torch.cat([keypoints for keypoints, _, _, _ in poses]))
-        stride, offsets = self.kp_net.map_stride, predictions.disk_offsets
-        sizes = [map_size(size, stride) for size in image_sizes]
-        features = predictions.keypoint_features
+        areas, stride = body_areas(keypoints), self.kp_net.map_stride
+        offsets, size = predictions.disk_offsets, map_size(image_size, stride)
+        features = predictions.keypoint_features[image : image + 1]
         decoded = [
             decode_by_expected_oks(
                 logits,
@@ -555,21 +565,16 @@ class InsPose(ImageModel):
                 areas[chunk],
                 self.oks_sigmas,
                 stride=stride,
-                map_size=sizes[image],
-                image_size=image_sizes[image],
+                map_size=size,
+                image_size=image_size,
             )
-            for image, chunk, logits in self.kp_net.maps(params, candidates, features, sizes)
+            for _, chunk, logits in self.kp_net.maps(params, candidates, features, [size])
         ]
-        keypoints = torch.cat([poses[0][0][:0], *decoded]).split(candidates.counts)
-        refined = []
-        for found, (_, boxes, scores, where) in zip(keypoints, poses, strict=True):
-            scores = self._pose_scores(scores, found)
-            best = scores.argsort(descending=True, stable=True)
-            boxes = boxes_of_poses(found) if self.head.box_pred is None else boxes
-            refined.append((found[best], boxes[best], scores[best], where[best]))
-        return refined
+        keypoints = torch.cat([keypoints[:0], *decoded])
+        boxes = boxes_of_poses(keypoints) if self.head.box_pred is None else boxes
+        return keypoints, boxes, self.pose_scores(scores, keypoints), index
 
-    def _pose_scores(self, scores: Tensor, keypoints: Tensor) -> Tensor:
+    def pose_scores(self, scores: Tensor, keypoints: Tensor) -> Tensor:
         """Mix person probabilities (n,) with the scores of keypoints (n, K, 3)."""
         weight = self.keypoint_score_weight
         return scores ** (1 - weight) * keypoints[..., 2].mean(dim=1) ** weight

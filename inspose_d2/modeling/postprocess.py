@@ -76,8 +76,6 @@ def nms_of_poses(
     Returns:
         Numbers of the poses that stay, best first.
     """
-    if torch.compiler.is_compiling():
-        return _nms_as_graph(keypoints.cpu(), scores.cpu(), sigmas.cpu(), threshold, max_poses)
     order = scores.detach().cpu().argsort(descending=True, stable=True)
     poses = _Poses(keypoints.detach().cpu().float()[order], sigmas.cpu(), threshold)
     left, kept = np.arange(len(order)), list[int]()
@@ -136,27 +134,6 @@ class _Poses:
         similarities = np.exp(np.maximum(exponents, self.lowest)) @ self.ones
         result[row, column] = similarities > self.total
         return result
-
-
-def _nms_as_graph(
-    keypoints: Tensor, scores: Tensor, sigmas: Tensor, threshold: float, max_poses: int
-) -> Tensor:
-    """Do as :func:`nms_of_poses`, in ``max_poses`` steps that depend on no number.
-
-    One pose that stays is compared with all others at a time. Steps that find none give -1.
-    """
-    areas = body_areas(keypoints)
-    xy = (keypoints[..., :2] / (8**0.5 * sigmas[:, None])).permute(2, 1, 0).contiguous()
-    lowest, kept, left = _lowest_exponent(threshold), [], scores
-    for _ in range(max_poses):
-        score, best = left.max(dim=0, keepdim=True)
-        kept.append(best.where(score > -torch.inf, -1))
-        squares = (xy - xy.index_select(2, best)).square().sum(dim=0)
-        area = torch.minimum(areas, areas.index_select(0, best))
-        similar = (-squares / area).clamp(min=lowest).exp().mean(dim=0) > threshold
-        left = left.masked_fill(similar, -torch.inf).index_fill(0, best, -torch.inf)
-    numbers = torch.cat(kept)
-    return numbers[numbers >= 0]
 
 
 def best_poses(
@@ -227,26 +204,13 @@ def select_poses(
     if num_finite < len(scores):
         dropped = len(scores) - num_finite
         logger.warning("dropped %d of %d poses of an image: not finite", dropped, len(scores))
-    if locations is not None:
-        locations = locations[keep]
-    return instances_of(image_size, keypoints[keep], boxes[keep], scores[keep], locations)
-
-
-def instances_of(
-    image_size: tuple[int, int],
-    keypoints: Tensor,
-    boxes: Tensor,
-    scores: Tensor,
-    locations: Tensor | None = None,
-) -> Instances:
-    """Put N poses into the form that Detectron2 hands on; see :func:`select_poses`."""
     poses = Instances(
         image_size,
-        pred_boxes=Boxes(boxes),
-        scores=scores,
-        pred_classes=torch.zeros_like(scores, dtype=torch.int64),
-        pred_keypoints=keypoints,
+        pred_boxes=Boxes(boxes[keep]),
+        scores=scores[keep],
+        pred_classes=torch.zeros_like(keep),
+        pred_keypoints=keypoints[keep],
     )
     if locations is not None:
-        poses.pred_locations = locations
+        poses.pred_locations = locations[keep]
     return poses

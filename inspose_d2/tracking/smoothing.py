@@ -85,10 +85,10 @@ def smooth_recorded(
 
     def first() -> tuple[float, Instances, Payload]:
         time, poses, payload = coming.popleft()
-        while past and past[0][0] < time - WINDOW:
+        while past and past[0][0] < time - WINDOW - 1e-6:
             past.popleft()
         past.append((time, poses))
-        around = [*past, *(x[:2] for x in coming)]
+        around = [*past, *(x[:2] for x in coming if x[0] <= time + WINDOW + 1e-6)]
         return time, _smooth_among(poses, time, around), payload
 
     for frame in frames:

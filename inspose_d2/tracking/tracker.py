@@ -22,9 +22,9 @@ from .smoothing import OneEuro, Payload, smooth_recorded
 MAX_GAP = 1.0  # seconds for which a track outlives its person's last pose
 LEAST_OKS = 0.2  # with the prediction's uncertainty; below, two poses are of two persons
 # Of the Kalman filter, in the size of the person: the square root of its area.
-NOISE = 0.03  # deviation of a found pose's place
+NOISE = 0.08  # deviation of a found pose's place
 FIRST_SPEED = 1.0  # deviation of the speed of a new track, sizes a second
-ACCELERATION = 1.5  # deviation of the speed after a second, sizes a second
+ACCELERATION = 2.5  # deviation of the speed after a second, sizes a second
 
 
 @dataclass
@@ -186,7 +186,12 @@ class PoseTracker:
                     for x, (pose, _) in zip(tracks, predicted, strict=True)
                 ]
             ),
-            np.array([covariance[0, 0] for _, covariance in predicted]),
+            np.array(
+                [
+                    covariance[0, 0] + NOISE**2 * x.area
+                    for x, (_, covariance) in zip(tracks, predicted, strict=True)
+                ]
+            ),
             np.where(counted[..., None], xy, np.nan)[numbers],
             np.sqrt(np.outer([x.area for x in tracks], areas[numbers])),
             self.sigmas,

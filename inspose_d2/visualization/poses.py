@@ -22,6 +22,7 @@ DARK, WHITE = (25, 25, 25), (255, 255, 255)
 TRUNK = (("left_shoulder", "left_hip"), ("right_shoulder", "right_hip"))
 LIMBS_PER_SIZE = 60  # longer side of a pose over the thickness of its limbs
 SIZE_ALONE = 120  # pixels, taken for a person of whom one keypoint is drawn
+COVER = 0.6  # opacity of a map's peak over the picture
 PANEL_WIDTH, MIN_COLUMNS = 150, 6  # of the maps below the picture, pixels, at least
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 SHIFT = 4  # OpenCV takes points in 1/16 pixel
@@ -52,11 +53,12 @@ def draw_poses(
             pred_track_ids (N,) if there.
         metadata: of the data set, with keypoint_names and keypoint_connection_rules (Detectron2's;
             the rules' own colours are not used). The side in a name (:func:`side_of`) decides the
-            colour.
+            colour; where no name has one, each keypoint and limb has its own.
             Without names the keypoints alone are drawn.
         keypoint_threshold: keypoints with a lower score are not drawn.
         boxes: whether to draw pred_boxes.
-        scores: whether to write scores, and before them the numbers of tracks.
+        scores: whether to write scores, and before them the numbers of tracks, at a side of
+            pred_boxes where they cover no keypoint if there is one.
 
     Returns:
         (H, W, 3) BGR uint8, a new image.
@@ -71,9 +73,13 @@ def draw_poses(
     if keypoints.ndim != 3 or keypoints.shape[2] != 3:
         raise ValueError(f"pred_keypoints: expected (N, K, 3), got {keypoints.shape}")
     names = keypoint_names(metadata, keypoints.shape[1])
-    colors = [_color_of(name) for name in names]
     limbs = _limbs(metadata, names)
     tracks = instances.pred_track_ids.tolist() if instances.has("pred_track_ids") else None
+    colors = [_color_of(name) for name in names]
+    if MIDDLE in colors and set(colors) == {MIDDLE}:  # no name has a side: each in its own colour
+        colors = _distinct(len(names))
+        own = _distinct(len(limbs))
+        limbs = [(a, b, color) for (a, b, _), color in zip(limbs, own, strict=True)]
     for i in reversed(range(len(keypoints))):
         drawn = np.isfinite(keypoints[i]).all(axis=1) & (keypoints[i, :, 2] >= keypoint_threshold)
         if boxes:
@@ -82,11 +88,12 @@ def draw_poses(
             limbs = [(first, second, _color_of_track(tracks[i])) for first, second, _ in limbs]
         _draw_pose(canvas, keypoints[i], drawn, colors, limbs)
     if scores:  # after all persons, lest limbs cover them
+        drawn = np.isfinite(keypoints).all(axis=2) & (keypoints[..., 2] >= keypoint_threshold)
+        taken = [*keypoints[drawn][:, :2]]
         for i, box in enumerate(instances.pred_boxes.tensor.tolist()):
             if np.isfinite(box).all():
                 number = "" if tracks is None else f"#{tracks[i]} "
-                text = f"{number}{instances.scores[i].item():.2f}"
-                _write(canvas, text, ((box[0] + box[2]) / 2, box[3]))
+                taken += _write(canvas, f"{number}{instances.scores[i].item():.2f}", box, taken)
     return canvas
 
 
@@ -226,24 +233,40 @@ def _draw_box(canvas: np.ndarray, box: Sequence[float]) -> None:
             cv2.rectangle(canvas, low, high, color, width, cv2.LINE_AA, SHIFT)
 
 
-def _write(canvas: np.ndarray, text: str, top: tuple[float, float]) -> None:
+def _write(
+    canvas: np.ndarray, text: str, box: Sequence[float], taken: Sequence[np.ndarray] = ()
+) -> list[np.ndarray]:
     """Write white on a dark plate, moved so far that it lies inside the canvas.
 
     Args:
         canvas: (H, W, 3) uint8; changed.
         text: ASCII.
-        top: x, y of the middle of the plate's upper side: below a person it hides no head.
+        box: x0, y0, x1, y1: the plate lies at that one of its sides where it covers the fewest of
+            the points; below it if that is as good as another.
+        taken: points (x, y), such as keypoints.
+
+    Returns:
+        The corners and the middle of the plate, which the next one had better not cover.
     """
-    scale = max(0.3, max(canvas.shape[:2]) / 2400)
+    scale = max(0.35, max(canvas.shape[:2]) / 1500)
     thickness = max(1, round(1.5 * scale))
     (width, height), below = cv2.getTextSize(text, FONT, scale, thickness)
     width, height = width + 6, height + below + 4
-    x = int(np.clip(top[0] - width / 2, 0, max(0, canvas.shape[1] - width)))
-    y = int(np.clip(top[1] + height, height, max(height, canvas.shape[0])))
-    plate = canvas[y - height : y, x : x + width]
+    x0, y0, x1, y1 = box
+    left, right = (x0 + x1 - width) / 2, x1 - width
+    places = [(left, y1), (x0, y1), (right, y1), (left, y0 - height), (x1, y1 - height)]
+    places += [(x0 - width, y1 - height), (x0, y0 - height), (right, y0 - height)]
+    most = np.maximum([canvas.shape[1] - width, canvas.shape[0] - height], 0)
+    corners = np.clip(places, 0, most).astype(int)
+    points = np.reshape(taken, (-1, 2))
+    inside = (points >= corners[:, None]) & (points <= corners[:, None] + (width, height))
+    x, y = corners[inside.all(axis=2).sum(axis=1).argmin()].tolist()
+    plate = canvas[y : y + height, x : x + width]
     plate[:] = plate // 4
-    place = x + 3, y - below - 1
+    place = x + 3, y + height - below - 1
     cv2.putText(canvas, text, place, FONT, scale, WHITE, thickness, cv2.LINE_AA)
+    grid = np.mgrid[0:3, 0:3].reshape(2, 9).T / 2
+    return [*(grid * (width, height) + (x, y))]
 
 
 def draw_keypoint_maps(
@@ -299,7 +322,7 @@ def draw_keypoint_maps(
     panels = []
     for one, hue, name, peak in zip(light, hues, names, peaks, strict=True):
         panel = _lit(grey, one[..., None] * hue, cell, part, width // columns)
-        _write(panel, f"{name} {peak:.2f}", (0, 0))
+        _write(panel, f"{name} {peak:.2f}", (0, 0, 0, 0))
         panels.append(panel)
     panels += [np.zeros_like(panels[0])] * (-len(panels) % columns)
     rows = [np.hstack(panels[i : i + columns]) for i in range(0, len(panels), columns)]
@@ -311,6 +334,11 @@ def _hues(number: int) -> np.ndarray:
     hue = (np.arange(number) * 0.618034 % 1 * 180).astype(np.uint8)
     hsv = np.stack([hue, np.full_like(hue, 200), np.full_like(hue, 255)], axis=1)
     return cv2.cvtColor(hsv[None], cv2.COLOR_HSV2BGR)[0].astype(np.float32)
+
+
+def _distinct(number: int) -> list[Color]:
+    """As many colours, BGR."""
+    return [(int(b), int(g), int(r)) for b, g, r in _hues(max(number, 1))[:number]]
 
 
 def _with_margin(box: Sequence[float], frame: tuple[float, float, float, float]) -> np.ndarray:
@@ -352,5 +380,8 @@ def _lit(
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         return cv2.warpAffine(source, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
-    lit = 0.45 * enlarged(grey, (1, 1)) + enlarged(light, cell)
+    shown = enlarged(light, cell).clip(0, 255)
+    # The person is seen through the light.
+    cover = COVER * shown.max(axis=2, keepdims=True) / 255
+    lit = (1 - cover) * 0.6 * enlarged(grey, (1, 1)) + COVER * shown
     return lit.clip(0, 255).astype(np.uint8)
