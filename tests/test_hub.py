@@ -116,7 +116,8 @@ def test_repository_is_fetched_without_files_that_could_run_code(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert find_weights("some-one/people.1") == folder / "model.safetensors"
     assert config_of("some-one/people.1") == str(folder / "config.yaml")
-    assert score_threshold_of("some-one/people.1") == 0.55
+    shown = list_checkpoints()["people_lite0"].score_threshold
+    assert score_threshold_of("some-one/people.1") == shown
     assert set(map(json.dumps, asked)) == {
         json.dumps(("some-one/people.1", ["config.yaml", "model.safetensors"]))
     }

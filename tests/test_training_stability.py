@@ -146,4 +146,4 @@ def test_watcher_prints_a_row_for_each_step(
     assert last["rate"] > float(rows[0][1])
     assert 0 < last["cosine"] < 1
     assert 0 < last["active"] <= 1
-    assert last["limit"] > 0
+    assert last["limit"] != 0  # below, where the loss is curved downwards
