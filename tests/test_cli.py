@@ -264,3 +264,7 @@ def test_without_detectron2_the_cure_is_said(tmp_path: Path) -> None:
     done = inspose("models", PYTHONPATH=path)
     assert done.returncode == cli.USAGE
     assert "inspose models: Detectron2 is missing: inspose install-detectron2" in done.stderr
+    (tmp_path / "LabGym.whl").write_bytes(b"another")
+    cure = inspose("install-detectron2", "--wheel", str(tmp_path / "LabGym.whl"), PYTHONPATH=path)
+    assert cure.stdout == "Looking for a Detectron2 that can be imported\n"
+    assert "LabGym.whl is refused: its sha256 is" in cure.stderr
