@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.models import BACKBONE, INSPOSE, MODELS
-from experiments.report import markdown_table, plt
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
 
 Result = dict[str, Any]
 DEFINED = "Median (smallest to largest) of {repeats} rounds in one process, all taking turns."
@@ -161,6 +164,12 @@ def limits_text(result: Result) -> str:
     """The machine's best rates as a sentence."""
     best = [f"{number(x['rate'])}e9 {u} ({x['probe']})" for u, x in result["limits"].items()]
     return f"Best of this machine in the same turns, a second: {', '.join(best)}."
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def stage_table(seconds: dict[str, float], floors: dict[str, float] | None = None) -> str:

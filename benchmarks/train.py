@@ -116,7 +116,7 @@ def loading_rate(cfg: CfgNode) -> dict[str, Any]:
     """
     has_coco = os.path.isfile(MetadataCatalog.get(COCO).json_file)
     data = COCO if has_coco else SYNTHETIC
-    mapper = Trainer.build_train_mapper(cfg)
+    mapper = Trainer.build_mapper(cfg, is_train=True)
     records = get_detection_dataset_dicts(data)[:LOADED_IMAGES]
     begin = time.perf_counter()
     for record in records:

@@ -11,10 +11,11 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, get_detection_dataset_dicts
 from detectron2.utils.events import EventStorage
 
+from benchmarks.report import markdown_table, plt
 from benchmarks.timing import by_turns
 from experiments.coco_ap import MAX_PEOPLE
-from experiments.report import figure, markdown_table, mean_and_spread, plt
-from inspose_d2.engine.trainer import Trainer
+from experiments.peer import trainer_of
+from experiments.report import figure, mean_and_spread
 
 TIMED_STEPS, TIMED_IMAGES = 20, 40
 
@@ -33,7 +34,7 @@ def measure(cfgs: Sequence[CfgNode], weights: Sequence[Path]) -> list[dict[str, 
     """
     models = []
     for cfg, checkpoint in zip(cfgs, weights, strict=True):
-        model = Trainer.build_model(cfg)
+        model = trainer_of(cfg).build_model(cfg)
         DetectionCheckpointer(model).load(str(checkpoint))
         models.append(model)
     tests = [test_step(cfg, model) for cfg, model in zip(cfgs, models, strict=True)]
@@ -53,9 +54,9 @@ def measure(cfgs: Sequence[CfgNode], weights: Sequence[Path]) -> list[dict[str, 
 
 def train_step(cfg: CfgNode, model: torch.nn.Module) -> Callable[[int], None]:
     """Make the function that trains one step, the i-th on the same images for every model."""
-    mapper = Trainer.build_train_mapper(cfg)
+    mapper = trainer_of(cfg).build_mapper(cfg, is_train=True)
     records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN)
-    optimizer = Trainer.build_optimizer(cfg, model)
+    optimizer = trainer_of(cfg).build_optimizer(cfg, model)
     size = cfg.SOLVER.IMS_PER_BATCH
 
     def step(i: int) -> None:

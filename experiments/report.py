@@ -6,13 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 
+from benchmarks.report import markdown_table, plt
 from experiments.coco_ap import METRICS
-
-mpl.use("Agg")
-from matplotlib import pyplot as plt
 
 NOT_MEASURED = "not measured"
 
@@ -86,12 +83,6 @@ def training_seconds(line: Line) -> list[float]:
     """Seconds of training of every seed: steps times the median seconds of a step."""
     trained = [x for x in line.results.values() if x.get("seconds per step") and x["steps"]]
     return [result["seconds per step"] * result["steps"] for result in trained]
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def markdown(report: Report, stem: str) -> str:

@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """Run the rows of a table of the paper: ``python -m experiments.reproduce --table 1 --small``.
 
-Every run is a ``train_net.py`` of its own in ``output/reproduce/{small,full}/<row>/seed<k>``. A run
-with a result is not run again, an interrupted one goes on from its last checkpoint.
+Every run is a ``train_net.py`` of its own, the peer's an ``experiments.peer``, in
+``output/reproduce/{small,full}/<row>/seed<k>``. A run with a result is not run again, an
+interrupted one goes on from its last checkpoint.
 """
 
 import argparse
@@ -216,7 +217,10 @@ class Run:
     def command(self) -> list[str]:
         """What a person would type in the project's folder."""
         action = "--eval-only" if self.row.test else "--resume"
-        command = ["train_net.py", "--config-file", os.path.relpath(self.config_file, ROOT), action]
+        program = ["train_net.py"]
+        if self.row.config.startswith("peer/"):
+            program = ["-m", "experiments.peer"]
+        command = [*program, "--config-file", os.path.relpath(self.config_file, ROOT), action]
         if self.num_gpus > 1:
             command += ["--num-gpus", str(self.num_gpus)]
         return [*command, *self.opts]

@@ -143,7 +143,7 @@ def test_photographs_are_loaded_where_they_are(
     monkeypatch.setattr("os.path.isfile", lambda _: has_coco)
     monkeypatch.setattr(benchmark_train, "get_detection_dataset_dicts", lambda _: [{}])
     monkeypatch.setattr(
-        benchmark_train.Trainer, "build_train_mapper", lambda _: lambda record: record
+        benchmark_train.Trainer, "build_mapper", lambda *_, **__: lambda record: record
     )
     assert benchmark_train.loading_rate(cfg)["data"] == data
 

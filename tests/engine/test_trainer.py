@@ -497,7 +497,7 @@ def test_loader_of_detectron2_trains_and_a_resume_warns(
     short_cfg: Callable[..., CfgNode], monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     def build(_: Any, cfg: CfgNode) -> Any:
-        return build_detection_train_loader(cfg, mapper=Trainer.build_train_mapper(cfg))
+        return build_detection_train_loader(cfg, mapper=Trainer.build_mapper(cfg, True))
 
     monkeypatch.setattr(Trainer, "build_train_loader", classmethod(build))
     run(short_cfg("x", **{"SOLVER.MAX_ITER": 1}))
