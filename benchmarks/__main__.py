@@ -67,14 +67,10 @@ def inference_stages(model: inspose.InsPose) -> list[Stage]:
         Stage("head towers", model.head, "forward"),
         Stage("keypoint feature branch", model.keypoint_branch, "forward"),
         Stage("disk offset branch", model.disk_offset_branch, "forward"),
-        Stage("selection of candidates", inspose, "select_by_score"),
-        Stage("patches and parameters", model.head, "patches_at"),
-        Stage("patches and parameters", model.head, "predict_params"),
-        Stage("patches and parameters", model.head, "predict_boxes"),
+        Stage("selection of candidates", model.pose_inference, "candidates"),
+        Stage("patches and parameters", model.head, "at"),
         Stage("KP-Nets", model.kp_net, "peaks"),
-        Stage("decoding and NMS", inspose, "decode_keypoints"),
-        Stage("decoding and NMS", model, "pose_scores"),
-        Stage("decoding and NMS", inspose, "select_poses"),
+        Stage("decoding and NMS", model.pose_inference, "forward"),
     ]
     return [stage for stage in stages if stage.owner is not None]
 

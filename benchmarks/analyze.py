@@ -17,6 +17,7 @@ from torch import nn
 from inspose_d2 import InsPose, get_cfg
 from inspose_d2.cli import told
 from inspose_d2.engine.trainer import Trainer
+from inspose_d2.modeling.inference import PoseInference
 
 PARTS = {  # name in the table: what it sums, named as in count()
     "backbone": "backbone.bottom_up",
@@ -52,8 +53,9 @@ def keep_finite(model: nn.Module) -> None:
 
 def force_persons(model: InsPose, num_persons: int) -> None:
     """Make a model find so many persons in any image that has as many locations."""
-    model.score_threshold, model.topk_candidates = -1.0, num_persons
-    model.nms_threshold, model.max_poses = 1.0, num_persons
+    inference = model.pose_inference
+    inference.score_threshold, inference.topk_candidates = -1.0, num_persons
+    inference.nms_threshold, inference.max_poses = 1.0, num_persons
 
 
 def part_sums(by_module: dict[str, float]) -> dict[str, float]:
@@ -79,8 +81,8 @@ def count(
 ) -> tuple[dict[str, int], dict[str, float]]:
     """Count parameters and multiply-adds.
 
-    What InsPose runs at chosen locations is no module: it is what the whole model does outside its
-    children. There the last layers of the heads are the linear maps, KP-Nets the other products.
+    What InsPose runs at chosen locations is no layer: it is what the whole model does outside its
+    layers. There the last layers of the heads are the linear maps, KP-Nets the other products.
 
     Args:
         model: in evaluation.
@@ -98,8 +100,9 @@ def count(
     macs = {name.removeprefix("model."): value for name, value in flops.by_module().items()}
     by_operator = flops.by_module_and_operator()
     own = by_operator["model"].copy()
-    for name, _ in model.named_children():
-        own.subtract(by_operator.get(f"model.{name}", {}))
+    for name, child in model.named_children():
+        if not isinstance(child, PoseInference):  # which has no layers
+            own.subtract(by_operator.get(f"model.{name}", {}))
     macs["predictions at locations"] = own["linear"]
     macs["KP-Nets"] = own["addmm"] + own["baddbmm"] + own["matmul"]
     return parameter_count(model), macs

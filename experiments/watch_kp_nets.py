@@ -17,7 +17,9 @@ from inspose_d2.cli import told
 from inspose_d2.engine.train_loop import DivergedError
 from inspose_d2.engine.trainer import Trainer
 from inspose_d2.modeling.candidates import Candidates
+from inspose_d2.modeling.head import gather_patches
 from inspose_d2.modeling.inspose import InsPose
+from inspose_d2.modeling.predictions import PersonPredictions
 
 COLUMNS = {  # name: format
     "step": "4d",
@@ -47,14 +49,14 @@ class Watch(HookBase):
         """
         self.model, self.every = model, every
         self.seen: dict[str, Any] = {}
-        self.log_probs, self.patches_at = model.kp_net.log_probs, model.head.patches_at
+        self.log_probs, self.at = model.kp_net.log_probs, model.head.at
         model.kp_net.log_probs = self._log_probs  # type: ignore[method-assign]
-        model.head.patches_at = self._patches_at  # type: ignore[method-assign]
+        model.head.at = self._at  # type: ignore[method-assign]
 
-    def _patches_at(self, features: list[Tensor], candidates: Candidates) -> Tensor:
-        patches = self.patches_at(features, candidates)
+    def _at(self, features: list[Tensor], candidates: Candidates) -> PersonPredictions:
+        patches = gather_patches(features, candidates.image, candidates.index)
         self.seen["patches"] = patches.detach()
-        return patches
+        return self.at(features, candidates)
 
     def _log_probs(
         self, params: Tensor, candidates: Candidates, features: Tensor, cells: Tensor

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -39,6 +40,7 @@ class KPNet:
     for each layer the weight (out, in), then the bias (out).
     """
 
+    @configurable
     def __init__(
         self,
         *,
@@ -87,6 +89,20 @@ class KPNet:
         self.backend = backend
         self.num_params = sum(n_in * n_out + n_out for n_in, n_out in self.layers)
         self.num_keypoints = num_keypoints
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, feature_stride: int) -> dict[str, Any]:
+        """Read all; ``feature_stride`` is that of KEYPOINT_BRANCH.IN_FEATURE."""
+        node = cfg.MODEL.INSPOSE
+        return {
+            "stride": node.MAP_STRIDE if node.RESAMPLE == "features" else feature_stride,
+            "map_stride": node.MAP_STRIDE,
+            "feature_channels": node.KEYPOINT_BRANCH.OUT_CHANNELS,
+            "channels": node.KP_NET.CHANNELS,
+            "num_layers": node.KP_NET.NUM_LAYERS,
+            "num_keypoints": node.NUM_KEYPOINTS,
+            "backend": node.KP_NET.BACKEND,
+        }
 
     def split(self, params: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Cut parameter vectors into layers.

@@ -1,8 +1,11 @@
 """What the network should say of a batch: all targets, made from the annotations (sec. 3)."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from detectron2.config import CfgNode, configurable
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
@@ -49,6 +52,7 @@ class _Persons:
 class TargetGenerator:
     """Turns annotated persons into targets."""
 
+    @configurable
     def __init__(
         self,
         *,
@@ -90,6 +94,23 @@ class TargetGenerator:
         self.disk_radius = disk_radius
         self.heatmap_min_overlap = heatmap_min_overlap
         self.heatmap_max_radius = heatmap_max_radius
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, heatmap_stride: int) -> dict[str, Any]:
+        """Read all; ``heatmap_stride`` is that of KEYPOINT_BRANCH.IN_FEATURE."""
+        node = cfg.MODEL.INSPOSE
+        return {
+            "num_keypoints": node.NUM_KEYPOINTS,
+            "map_stride": node.MAP_STRIDE,
+            "heatmap_stride": heatmap_stride,
+            "assign_by_boxes": node.BOX_HEAD.ENABLED,
+            "center_sampling_radius": node.CENTER_SAMPLING_RADIUS,
+            "sizes_of_interest": node.SIZES_OF_INTEREST,
+            "ignore_unlabeled": node.UNLABELED_PERSONS == "ignore",
+            "disk_radius": node.DISK_OFFSET.RADIUS * heatmap_stride,
+            "heatmap_min_overlap": node.HEATMAP.MIN_OVERLAP,
+            "heatmap_max_radius": node.HEATMAP.MAX_RADIUS or math.inf,
+        }
 
     @torch.no_grad()
     def __call__(

@@ -128,7 +128,7 @@ def test_thin_image_gives_finite_poses(predictor: InsPosePredictor, size: tuple[
     assert poses.image_size == size
     assert poses.pred_keypoints.isfinite().all()
     assert poses.pred_keypoints.shape[1:] == (17, 3)
-    predictor.model.score_threshold = 1.0
+    predictor.model.pose_inference.score_threshold = 1.0
     assert len(predictor(np.full((*size, 3), 200, np.uint8))["instances"]) == 0
 
 
@@ -219,9 +219,10 @@ def test_arguments_go_before_the_config(cfg: CfgNode) -> None:
     predictor = InsPosePredictor(
         cfg, device="cpu", score_threshold=0.25, nms_threshold=0.5, max_poses=3
     )
-    model = predictor.model
-    assert (model.score_threshold, model.nms_threshold, model.max_poses) == (0.25, 0.5, 3)
-    assert not model.training
+    inference = predictor.model.pose_inference
+    assert (inference.score_threshold, inference.nms_threshold) == (0.25, 0.5)
+    assert inference.max_poses == 3
+    assert not predictor.model.training
     assert cfg == before
 
 

@@ -106,7 +106,7 @@ def test_curvature_is_the_largest_eigenvalue_of_the_hessian(
     torch.manual_seed(0)
     kp_net = KPNet(stride=8, feature_channels=1, channels=2, num_layers=2, num_keypoints=2)
     conv = nn.Conv2d(1, kp_net.num_params, 3)
-    head = SimpleNamespace(params_pred=conv, patches_at=None)
+    head = SimpleNamespace(params_pred=conv, at=None)
     watch = watch_kp_nets.Watch(SimpleNamespace(kp_net=kp_net, head=head), every=1)
     zeros = torch.zeros(2, dtype=torch.int64)
     points = torch.tensor([[4.0, 12.0], [20.0, 4.0]])

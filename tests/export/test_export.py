@@ -95,7 +95,8 @@ def crowded(cfg: CfgNode) -> InsPose:
     model = build_model(cfg).eval()
     torch.nn.init.normal_(model.head.cls_score.weight, std=0.1)
     torch.nn.init.normal_(model.head.params_pred.weight, std=0.05)  # more: logits of thousands
-    model.score_threshold, model.nms_threshold = 0.1, 0.95
+    inference = model.pose_inference
+    inference.score_threshold, inference.nms_threshold = 0.1, 0.95
     return model
 
 
@@ -118,7 +119,8 @@ def test_graph_gives_the_poses_of_the_model(
 @pytest.mark.parametrize("count", [0, 1])
 def test_graph_gives_no_pose_and_one_pose(tiny_cfg: Callable[..., CfgNode], count: int) -> None:
     model = crowded(tiny_cfg())
-    model.topk_candidates, model.score_threshold = 1, 1.0 - count
+    inference = model.pose_inference
+    inference.topk_candidates, inference.score_threshold = 1, 1.0 - count
     with torch.no_grad():
         got = InsPoseGraph(model)(torch.from_numpy(noise((96, 128))))
     assert [len(x) for x in got] == [count] * 3
@@ -170,7 +172,8 @@ def test_batch_gives_the_poses_of_each_image(
     tiny_cfg: Callable[..., CfgNode], settings: dict[str, object]
 ) -> None:
     model = crowded(tiny_cfg(**settings))
-    model.topk_candidates, model.max_poses, found = 60, 40, 0
+    inference, found = model.pose_inference, 0
+    inference.topk_candidates, inference.max_poses = 60, 40
     for size in [(96, 130), SMALL_SIZES[1]]:  # in the smaller one there are fewer locations
         images = [noise(size, seed) for seed in range(3)]
         with torch.no_grad():
@@ -186,7 +189,7 @@ def test_batch_gives_the_poses_of_each_image(
 
 def test_batch_of_empty_and_full_images(tiny_cfg: Callable[..., CfgNode]) -> None:
     model = crowded(tiny_cfg())
-    model.score_threshold = 1.0
+    model.pose_inference.score_threshold = 1.0
     with torch.no_grad():
         *rows, counts = BatchGraph(model)(torch.zeros(2, 3, 96, 128, dtype=torch.uint8))
     assert counts.tolist() == [0, 0]
@@ -329,7 +332,8 @@ def test_onnx_runtime_finds_the_poses_of_pytorch_in_a_batch(
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
     model, found = copy.deepcopy(trained), 0
-    model.topk_candidates, model.max_poses = 30, 20
+    inference = model.pose_inference
+    inference.topk_candidates, inference.max_poses = 30, 20
     export_onnx(model, tmp_path / "model.onnx", batch=2)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     files = [x["file_name"] for x in DatasetCatalog.get("synthetic_people_val")[:2]]
@@ -372,6 +376,7 @@ def test_program_of_other_models_finds_their_poses(
 @pytest.mark.parametrize("count", [0, 1])
 def test_program_gives_no_pose_and_one_pose(tiny_cfg: Callable[..., CfgNode], count: int) -> None:
     model = crowded(tiny_cfg())
-    model.topk_candidates, model.score_threshold = 1, 1.0 - count
+    inference = model.pose_inference
+    inference.topk_candidates, inference.score_threshold = 1, 1.0 - count
     got = export_program(model).module()(torch.from_numpy(noise((200, 200))))
     assert [len(x) for x in got] == [count] * 3

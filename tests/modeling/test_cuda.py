@@ -64,7 +64,7 @@ def test_losses_and_poses_equal_those_of_the_cpu(
         torch.testing.assert_close(on_cuda[name].cpu(), loss, rtol=1e-3, atol=1e-4)
     for model in (cpu, cuda):
         model.eval()
-        model.score_threshold = 0.0
+        model.pose_inference.score_threshold = 0.0
     with torch.no_grad():
         poses, cuda_poses = (m(inputs)[0]["instances"].to("cpu") for m in (cpu, cuda))
     torch.testing.assert_close(cuda_poses.scores, poses.scores, rtol=1e-2, atol=1e-3)

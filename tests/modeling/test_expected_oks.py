@@ -115,10 +115,11 @@ def test_model_refines_the_poses_that_nms_has_left(tiny_cfg: Callable[..., CfgNo
         cfg = tiny_cfg(**{f"MODEL.INSPOSE.{key}": value for key, value in settings.items()})
         model = build_model(cfg).eval()
         torch.nn.init.normal_(model.head.cls_score.weight, std=0.1)
-        model.score_threshold, model.nms_threshold = 0.0, 1.0
+        inference = model.pose_inference
+        inference.score_threshold, inference.nms_threshold = 0.0, 1.0
         with torch.no_grad():
             results[decoding] = model([{"image": image} for image in images])
-            model.keypoint_score_weight = 1.0
+            inference.keypoint_score_weight = 1.0
             mixed = model([{"image": image} for image in images])
     for before, after, by_keypoints in zip(
         results["peaks"], results["expected_oks"], mixed, strict=True

@@ -46,7 +46,7 @@ def test_params_equal_full_convolution_at_every_location() -> None:
     nn.init.normal_(head.params_pred.bias)
     _, params_features = head(features)
     _, candidates = all_candidates(features)
-    params = head.predict_params(head.patches_at(params_features, candidates))
+    params = head.at(params_features, candidates).params
     full = [head.params_pred(x).flatten(2).mT for x in params_features]  # (B, H*W, P) per level
     torch.testing.assert_close(params, torch.cat(full, dim=1).flatten(0, 1), atol=1e-4, rtol=1e-4)
 
@@ -55,10 +55,10 @@ def test_params_of_chosen_locations_are_those_of_all() -> None:
     head, features = make_head(), make_features()
     _, params_features = head(features)
     locations, candidates = all_candidates(features)
-    params = head.predict_params(head.patches_at(params_features, candidates))
+    params = head.at(params_features, candidates).params
     chosen = torch.zeros(2, len(locations.points), dtype=torch.bool)
     chosen[0, [0, 19, 20]] = chosen[1, [7, 26, 27]] = True  # ends of the levels among them
-    some = head.predict_params(head.patches_at(params_features, candidates_at(locations, chosen)))
+    some = head.at(params_features, candidates_at(locations, chosen)).params
     torch.testing.assert_close(some, params[chosen.flatten()])
 
 
@@ -67,7 +67,7 @@ def test_params_without_candidates() -> None:
     _, params_features = head(features)
     locations, _ = all_candidates(features)
     chosen = torch.zeros(2, len(locations.points), dtype=torch.bool)
-    params = head.predict_params(head.patches_at(params_features, candidates_at(locations, chosen)))
+    params = head.at(params_features, candidates_at(locations, chosen)).params
     assert params.shape == (0, NUM_PARAMS)
     params.sum().backward()
     for parameter in (*head.params_subnet.parameters(), *head.params_pred.parameters()):
@@ -85,7 +85,7 @@ def test_boxes_are_distances_in_strides_from_the_location() -> None:
     features[2][0, :4, 0, 0] = torch.tensor([1e4, 0.0, 0.0, 0.0])
     locations = Locations.of(features, STRIDES)
     candidates = candidates_at(locations, (torch.arange(28) >= 25)[None])
-    boxes = head.predict_boxes(head.patches_at(head(features)[1], candidates), candidates)
+    boxes = head.at(head(features)[1], candidates).boxes
     # Cell (2, 1) at stride 16 is (40, 24): 8 to the left, 32 up, 16 to the right, nothing below.
     # Zeros are e^0 = 1 stride. A wild distance is cut at e^7 strides and stays finite.
     assert boxes[0].tolist() == pytest.approx([32, -8, 56, 24], abs=1e-4)
@@ -97,7 +97,7 @@ def test_boxes_equal_full_convolution_at_every_location() -> None:
     head, features = make_head(with_boxes=True), make_features()
     params_features = head(features)[1]
     _, candidates = all_candidates(features)
-    boxes = head.predict_boxes(head.patches_at(params_features, candidates), candidates)
+    boxes = head.at(params_features, candidates).boxes
     full = torch.cat([head.box_pred(x).flatten(2).mT for x in params_features], dim=1).flatten(0, 1)
     distances = full.exp() * candidates.strides[:, None]
     expected = candidates.points.repeat(1, 2) + distances * torch.tensor([-1, -1, 1, 1])
@@ -107,7 +107,7 @@ def test_boxes_equal_full_convolution_at_every_location() -> None:
 def test_head_without_boxes_has_none() -> None:
     head, features = make_head(), make_features()
     _, candidates = all_candidates(features)
-    assert head.predict_boxes(head.patches_at(head(features)[1], candidates), candidates) is None
+    assert head.at(head(features)[1], candidates).boxes is None
     assert not [name for name in head.state_dict() if "box" in name]
 
 

@@ -230,7 +230,7 @@ def test_score_learns_the_oks_of_the_pose(
         return [pose + pose.new_tensor([shift, shift, 0]) for pose in poses]
 
     monkeypatch.setattr(model, "target_generator", targets_of)
-    monkeypatch.setattr(model, "keypoints_of", decoded)
+    monkeypatch.setattr("inspose_d2.modeling.criterion.keypoints_of", decoded)
     with EventStorage() as storage:
         losses = model(batch(2, 1))
         assert storage.latest()["mean_oks"][0] == pytest.approx(oks)
@@ -254,7 +254,7 @@ def predict(
 ) -> list[Instances]:
     """Poses of a batch, with a threshold that an untrained model passes."""
     model.eval()
-    model.score_threshold = threshold
+    model.pose_inference.score_threshold = threshold
     with torch.no_grad():
         return [x["instances"] for x in model(inputs)]
 
@@ -324,10 +324,11 @@ def test_mixed_sizes_train_and_predict(model: InsPose, make_instances: Make) -> 
 @pytest.mark.parametrize("weight", [0.5, 0.75, 1.0])
 def test_score_is_a_mean_of_person_and_keypoint_scores(model: InsPose, weight: float) -> None:
     inputs = [{"image": image_of((96, 128))}]
-    model.nms_threshold, model.max_poses = 1.0, 500  # so that both runs keep the same
-    model.keypoint_score_weight = 0.0
+    inference = model.pose_inference
+    inference.nms_threshold, inference.max_poses = 1.0, 500  # so that both runs keep the same
+    inference.keypoint_score_weight = 0.0
     plain = predict(model, inputs)[0]
-    model.keypoint_score_weight = weight
+    inference.keypoint_score_weight = weight
     weighted = predict(model, inputs)[0]
     # The logarithms have an ordinary weighted mean.
     keypoint_scores = plain.pred_keypoints[..., 2].mean(dim=1)

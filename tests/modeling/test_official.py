@@ -165,7 +165,7 @@ def test_whole_model_from_image_to_keypoints(
         assert_close(sample(pose), numbers[f"offset_pred{level}_sample"], 1e-4)
 
     sizes = images.image_sizes
-    poses = model.inference(predictions, locations, sizes, with_locations=True)[0]
+    poses = model.inference(predictions, locations, sizes)[0]
     starts = np.cumsum([0, *(height * width for height, width in locations.sizes)])[:-1]
     cell = torch.from_numpy(starts)[numbers["level"]] + numbers["cell"]
     assert poses.pred_locations.sort().values.equal(cell.sort().values)

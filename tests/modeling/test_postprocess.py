@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from inspose_d2.export import similarities, unsuppressed
+from inspose_d2.modeling.inference import Poses
 from inspose_d2.modeling.oks import object_keypoint_similarity
-from inspose_d2.modeling.postprocess import body_areas, boxes_of_poses, nms_of_poses, select_poses
+from inspose_d2.modeling.postprocess import best_poses, body_areas, boxes_of_poses, nms_of_poses
 
 IMAGE = (100, 200)
 
@@ -22,16 +23,20 @@ def select(
     nms_threshold: float = 0.6,
     max_poses: int = 100,
     nms_type: str = "boxes",
+    boxes: Tensor | None = None,
 ) -> Instances:
-    return select_poses(
+    boxes = boxes_of_poses(keypoints) if boxes is None else boxes
+    keep = best_poses(
         keypoints,
-        boxes_of_poses(keypoints),
+        boxes,
         scores,
-        IMAGE,
         nms_threshold=nms_threshold,
         max_poses=max_poses,
         sigmas=None if nms_type == "boxes" else torch.full(keypoints.shape[1:2], 0.1),
     )
+    others = torch.zeros(len(scores), 1), torch.zeros(len(scores), 2), torch.ones(len(scores))
+    numbers = torch.arange(len(scores))
+    return Poses(keypoints, boxes, scores, *others, numbers).take(keep).to_instances(IMAGE)
 
 
 def pose(*xy: tuple[float, float]) -> Tensor:
@@ -81,7 +86,7 @@ def test_boxes_of_a_box_head_decide_instead_of_keypoints() -> None:
     keypoints = torch.cat([POSES["box"], POSES["box"], POSES["corner"]])
     boxes = torch.tensor([[0.0, 0, 50, 50], [50, 50, 99, 99], [0, 0, 50, 49]])
     scores = torch.tensor([0.9, 0.8, 0.7])
-    poses = select_poses(keypoints, boxes, scores, IMAGE, nms_threshold=0.6, max_poses=100)
+    poses = select(keypoints, scores, boxes=boxes)
     assert poses.scores.equal(scores[:2])  # equal poses in different boxes stay, not the reverse
     assert poses.pred_boxes.tensor.equal(boxes[:2])
 
@@ -224,7 +229,7 @@ def test_poses_that_are_not_finite_are_dropped_and_counted_in_one_warning(
     boxes = torch.tensor([[20.0 * i, 0, 20 * i + 10, 10] for i in range(5)])
     scores = torch.tensor([0.5, 0.9, 0.8, 0.7, 0.6])
     keypoints[1, 2, 1], boxes[2, 3], scores[3] = value, value, value
-    poses = select_poses(keypoints, boxes, scores, IMAGE, nms_threshold=0.6, max_poses=100)
+    poses = select(keypoints, scores, boxes=boxes)
     torch.testing.assert_close(poses.scores, torch.tensor([0.6, 0.5]))
     assert poses.pred_boxes.tensor.equal(boxes[[4, 0]])
     assert poses.pred_keypoints.equal(keypoints[[4, 0]])

@@ -219,7 +219,8 @@ def make_instances(
         image_sizes: (H, W) of each image, pixels.
 
     Returns:
-        Per image pred_boxes, scores, pred_classes (0) and pred_keypoints.
+        Per image pred_boxes, scores, pred_classes (0), pred_keypoints and pred_locations (N,), the
+        number of the location that each comes from.
     """
     return [
         Instances(
@@ -228,6 +229,7 @@ def make_instances(
             scores=kept.scores[own],
             pred_classes=torch.zeros_like(kept.candidates.index[own]),
             pred_keypoints=keypoints[own],
+            pred_locations=kept.candidates.index[own],
         )
         for own, size in zip(kept.candidates.slices(), image_sizes, strict=True)
     ]
