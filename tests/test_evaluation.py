@@ -461,7 +461,7 @@ def random_poses(data: dict[str, Any], seed: int) -> list[dict[str, Any]]:
 def test_evaluator_of_detectron2_gives_the_same_figures_and_poses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = random_set(5, 30, 17, category=7)
+    data = random_set(5, 60, 17, category=7)
     (tmp_path / "people.json").write_text(json.dumps(data))
     metadata = Metadata(name=NAME, json_file=str(tmp_path / "people.json"))
     metadata.thing_dataset_id_to_contiguous_id = {7: 0}
@@ -469,6 +469,7 @@ def test_evaluator_of_detectron2_gives_the_same_figures_and_poses(
     of_image: dict[int, list[dict[str, Any]]] = {x["id"]: [] for x in data["images"]}
     for record in random_poses(data, 6):
         of_image[record["image_id"]].append(record)
+    assert max(map(len, of_image.values())) > 20  # COCO looks at no more
     results, poses = [], []
     for kind in (COCOEvaluator, InsPoseEvaluator):
         output = tmp_path / kind.__name__
