@@ -62,6 +62,13 @@ class EvalHook(hooks.EvalHook):
             super().after_train()
 
 
+def _share_buffers(model: nn.Module) -> None:
+    """Let all workers evaluate the model that is saved: each has its own batch statistics."""
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)
+
+
 class Trainer(DefaultTrainer):
     """``DefaultTrainer`` that trains InsPose and evaluates its keypoints.
 
@@ -223,6 +230,7 @@ class Trainer(DefaultTrainer):
 
         def test() -> Any:
             with self.stop.interruptible():
+                _share_buffers(model)
                 self._last_eval_results = self.test(self.cfg, model)
                 if pictures is not None:
                     pictures.put(self.checkpointer.model if ema is None else ema.averaged)

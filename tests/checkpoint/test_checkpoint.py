@@ -439,6 +439,44 @@ def test_pickles_of_detectron2_and_caffe2_are_read(tmp_path: Path, protocol: int
     assert model.value == 5
 
 
+def names_of_msra() -> dict[str, str]:
+    """Weights of a ResNet-50 by their names in Detectron2's R-50.pkl, which are Caffe2's."""
+    layers = {"stem.conv1": ("conv1", "res_conv1_bn")}
+    for stage, blocks in enumerate((3, 4, 6, 3), start=2):
+        for block in range(blocks):
+            branches = {"conv1": "2a", "conv2": "2b", "conv3": "2c"}
+            for conv, branch in (({} if block else {"shortcut": "1"}) | branches).items():
+                name = f"res{stage}_{block}_branch{branch}"
+                layers[f"res{stage}.{block}.{conv}"] = name, f"{name}_bn"
+    norms = {"weight": "gamma", "bias": "beta"}
+    norms |= {name: name for name in ("running_mean", "running_var")}
+    return {
+        **{f"{theirs}_w": f"{ours}.weight" for ours, (theirs, _) in layers.items()},
+        **{
+            f"{theirs}_{y}": f"{ours}.norm.{x}"
+            for ours, (_, theirs) in layers.items()
+            for x, y in norms.items()
+        },
+    }
+
+
+def test_weights_in_the_form_of_msra_are_loaded_wholly(
+    tmp_path: Path, tiny_cfg: Callable[..., CfgNode]
+) -> None:
+    r50 = {"BACKBONE.NAME": "build_inspose_resnet_fpn_backbone", "RESNETS.NORM": "FrozenBN"}
+    model = build_model(tiny_cfg(**{f"MODEL.{key}": value for key, value in r50.items()}))
+    state, names = model.backbone.bottom_up.state_dict(), names_of_msra()
+    assert set(names.values()) == state.keys()
+    wanted = {name: torch.full_like(x, number) for number, (name, x) in enumerate(state.items(), 1)}
+    blobs = {theirs: wanted[ours].numpy() for theirs, ours in names.items()}
+    blobs |= dict.fromkeys(("conv1_b", "fc1000_b", "conv1_w_momentum"), np.zeros(8, np.float32))
+    path = tmp_path / "R-50.pkl"
+    path.write_bytes(pickle.dumps({"blobs": blobs}, 2))
+    InsPoseCheckpointer(model, str(tmp_path)).resume_or_load(str(path), resume=False)
+    for name, value in model.backbone.bottom_up.state_dict().items():
+        assert value.equal(wanted[name]), name
+
+
 def test_pyth_of_pycls_is_read(tmp_path: Path) -> None:
     path = tmp_path / "model.pyth"
     torch.save({"model_state": {"weight": torch.full((4, 2), 6.0)}}, path)

@@ -25,6 +25,7 @@ from PIL import Image
 from inspose_d2.data.dataset_mapper import InsPoseDatasetMapper
 from inspose_d2.engine import launch as train_net
 from inspose_d2.engine.trainer import Trainer
+from inspose_d2.model_zoo import find_weights
 
 ROOT = Path(__file__).parents[2]
 QUICK = str(ROOT / "configs" / "quick" / "synthetic_people.yaml")
@@ -212,18 +213,38 @@ def test_worker_without_persons_keeps_up_with_the_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_torchrun_starts_two_workers_that_train_and_evaluate(
+def test_two_workers_of_torchrun_evaluate_as_one_does(
     tmp_path: Path, few_people: dict[str, Any]
 ) -> None:
-    settings = {**few_people, "SOLVER.MAX_ITER": 2, "SOLVER.IMS_PER_BATCH": 2}
+    # From weights that find people, to figures above 0.
+    start = {"MODEL.WEIGHTS": find_weights("synthetic_people_tiny"), "SOLVER.BASE_LR": 1e-6}
+    small = {"OUTPUT_DIR": str(tmp_path), "DATALOADER.NUM_WORKERS": 0, "SOLVER.IMS_PER_BATCH": 2}
+    settings = {**few_people, **start, **small, "SOLVER.MAX_ITER": 2}
+    config = ["--config-file", str(ROOT / "configs/quick/synthetic_people_tiny.yaml")]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", "2"]
-    printed = launch([*command, "train_net.py", *arguments(tmp_path, **settings)])
+    command += ["--nproc_per_node", "2", "train_net.py", *config]
+    printed = launch([*command, *(str(x) for item in settings.items() for x in item)])
     assert "cpu, 2 worker(s)" in printed
     beginning = printed.partition("Starting training")[0].splitlines()
     assert len(beginning) < 20, beginning  # torchrun's own among them
     assert "FutureWarning" not in printed
-    assert [x for x in metrics(tmp_path) if "keypoints/AP" in x]
+    of_two = [x for x in metrics(tmp_path) if "keypoints/AP" in x][-1]
+    poses = json.loads((tmp_path / "inference/coco_instances_results.json").read_text())
+
+    settings["MODEL.WEIGHTS"] = tmp_path / "model_final.pth"
+    settings["OUTPUT_DIR"] = tmp_path / "one"
+    pairs = [str(x) for item in settings.items() for x in item]
+    args = default_argument_parser().parse_args([*config, "--eval-only", *pairs])
+    figures = train_net.main(args)["keypoints"]
+    assert figures["AP"] > 10
+    for name, value in figures.items():
+        assert of_two[f"keypoints/{name}"] == pytest.approx(value, abs=1e-6, nan_ok=True)
+    of_one = json.loads((tmp_path / "one/inference/coco_instances_results.json").read_text())
+    key = lambda x: (x["image_id"], -x["score"])  # noqa: E731
+    assert len({x["image_id"] for x in poses}) == 7
+    for ours, theirs in zip(sorted(poses, key=key), sorted(of_one, key=key), strict=True):
+        assert ours["image_id"] == theirs["image_id"]
+        assert ours["keypoints"] == pytest.approx(theirs["keypoints"], abs=1e-3)
 
 
 def start(

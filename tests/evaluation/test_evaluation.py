@@ -14,7 +14,7 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.data.catalog import Metadata
-from detectron2.evaluation import inference_on_dataset
+from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
@@ -456,6 +456,45 @@ def random_poses(data: dict[str, Any], seed: int) -> list[dict[str, Any]]:
                 }
             )
     return records
+
+
+def test_evaluator_of_detectron2_gives_the_same_figures_and_poses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = random_set(5, 60, 17, category=7)
+    (tmp_path / "people.json").write_text(json.dumps(data))
+    metadata = Metadata(name=NAME, json_file=str(tmp_path / "people.json"))
+    metadata.thing_dataset_id_to_contiguous_id = {7: 0}
+    monkeypatch.setitem(MetadataCatalog.data, NAME, metadata)
+    of_image: dict[int, list[dict[str, Any]]] = {x["id"]: [] for x in data["images"]}
+    for record in random_poses(data, 6):
+        of_image[record["image_id"]].append(record)
+    assert max(map(len, of_image.values())) > 20  # COCO looks at no more
+    results, poses = [], []
+    for kind in (COCOEvaluator, InsPoseEvaluator):
+        output = tmp_path / kind.__name__
+        made = kind(NAME, tasks=("bbox", "keypoints"), output_dir=str(output))
+        made.reset()
+        for image_id, records in of_image.items():
+            boxes = torch.tensor([x["bbox"] for x in records]).view(-1, 4)
+            boxes[:, 2:] += boxes[:, :2]
+            keypoints = torch.tensor([x["keypoints"] for x in records]).view(-1, 17, 3)
+            fields = {
+                "pred_boxes": Boxes(boxes),
+                "pred_keypoints": keypoints + torch.tensor([0.5, 0.5, 0]),
+                "scores": torch.tensor([x["score"] for x in records]),
+                "pred_classes": torch.zeros(len(records), dtype=torch.int64),
+            }
+            made.process([image(image_id)], [{"instances": Instances((400, 600), **fields)}])
+        results.append(made.evaluate())
+        poses.append(json.loads((output / "coco_instances_results.json").read_text()))
+    theirs, ours = results
+    assert 20 < theirs["keypoints"]["AP"] < 80
+    for task, figures in theirs.items():
+        assert {x: ours[task][x] for x in METRICS[task]} == pytest.approx(
+            {x: figures[x] for x in METRICS[task]}, abs=1e-9, nan_ok=True
+        )
+    assert poses[0] == poses[1]
 
 
 @pytest.mark.parametrize("task", METRICS)

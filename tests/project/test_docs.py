@@ -58,8 +58,7 @@ ELSEWHERE = {
     "source .venv/bin/activate": "nowhere: of Python's venv",
     "pip install --no-build-isolation git+https": "nowhere: needs GitHub and a compiler",
     "pip install -e": "tests/project/test_package.py::test_installed_package_has_the_configs",
-    "torchrun": "tests/engine/test_train_net.py::"
-    "test_torchrun_starts_two_workers_that_train_and_evaluate",
+    "torchrun": "tests/engine/test_train_net.py::test_two_workers_of_torchrun_evaluate_as_one_does",
     "srun torchrun": "nowhere: needs a cluster",
     "sbatch": "nowhere: needs a cluster",
     "HOST=$(scontrol": "nowhere: needs a cluster",
