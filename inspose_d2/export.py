@@ -15,7 +15,7 @@ from .modeling.candidates import Candidates
 from .modeling.geometry import Locations, map_size
 from .modeling.inspose import InsPose, Predictions
 from .modeling.keypoint_codec import decode_keypoints
-from .modeling.kp_net import KPNet, find_peaks
+from .modeling.kp_net import KPNet, find_cells, find_peaks
 from .modeling.official import InsPoseOfficial
 from .modeling.official.export import OfficialGraph
 from .modeling.postprocess import best_poses, body_areas, boxes_of_poses
@@ -224,6 +224,7 @@ class BatchGraph(InsPoseGraph):
         params = model.head.predict_params(patches).unflatten(0, index.shape)
         boxes = model.head.predict_boxes(patches, chosen)
         maps = map_size(size, model.kp_net.map_stride)
+        refines = model.decoding == "expected_oks"  # then NMS comes before keypoints have scores
 
         def poses_of(
             image: int,
@@ -237,7 +238,9 @@ class BatchGraph(InsPoseGraph):
         ) -> tuple[Tensor, ...]:
             """What follows for one image."""
             candidates = Candidates(index[0], index[0], points, strides, [rows])
-            cells, peaks = model.kp_net.peaks(params, candidates, features[None], [maps])
+            cells, peaks = model.kp_net.peaks(
+                params, candidates, features[None], [maps], normalize=not refines
+            )
             keypoints = decode_keypoints(
                 cells,
                 peaks,
@@ -247,8 +250,6 @@ class BatchGraph(InsPoseGraph):
                 image_size=size,
             )
             boxes = boxes_of_poses(keypoints) if boxes is None else clip_boxes_to_image(boxes, size)
-            # Where poses are refined, by these alone: NMS comes before.
-            refines = model.decoding == "expected_oks"
             pose_scores = scores if refines else model.pose_scores(scores, keypoints)
             valid = scores > model.score_threshold
             poses = keypoints, boxes, pose_scores, index[image]
@@ -280,10 +281,12 @@ class _KPNetAtOnce(KPNet):
         candidates: Candidates,
         features: Tensor,
         sizes: list[tuple[int, int]],
+        *,
+        normalize: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`KPNet.peaks`."""
         ((_, _, logits),) = self.maps(params, candidates, features, sizes)
-        return find_peaks(logits, sizes[0][1])
+        return (find_peaks if normalize else find_cells)(logits, sizes[0][1])
 
     def maps(
         self,

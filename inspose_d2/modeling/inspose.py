@@ -387,7 +387,9 @@ class InsPose(ImageModel):
             alpha, gamma = self.focal_loss_alpha, self.focal_loss_gamma
             return classification_loss(logits, labels, alpha=alpha, gamma=gamma)
         with torch.no_grad():
-            poses = self.keypoints_of(predictions, params, targets.positives, image_sizes)
+            poses = self.keypoints_of(
+                predictions, params, targets.positives, image_sizes, normalize=False
+            )
             quality = object_keypoint_similarity(
                 torch.cat(poses), targets.keypoints, targets.areas, self.oks_sigmas
             )
@@ -454,8 +456,10 @@ class InsPose(ImageModel):
 
         Returns:
             Per image keypoints (N, K, 3), boxes (N, 4) and scores (N,), see :func:`best_poses`, and
-            the numbers of their locations (N,).
+            the numbers of their locations (N,). Where poses are refined afterwards, the scores are
+            those of the locations alone, and those of the keypoints logits.
         """
+        refines = self.decoding == "expected_oks"
         scores = predictions.person_logits.float().sigmoid()
         candidates = select_by_score(locations, scores, self.score_threshold, self.topk_candidates)
         scores = scores[candidates.image, candidates.index]
@@ -464,7 +468,7 @@ class InsPose(ImageModel):
         params = self.head.predict_params(patches)
         counts = candidates.counts
         per_image = zip(
-            self.keypoints_of(predictions, params, candidates, image_sizes),
+            self.keypoints_of(predictions, params, candidates, image_sizes, normalize=not refines),
             [None] * len(counts) if boxes is None else boxes.split(counts),
             scores.split(counts),
             candidates.index.split(counts),
@@ -475,8 +479,7 @@ class InsPose(ImageModel):
             (
                 keypoints,
                 boxes_of_poses(keypoints) if own is None else clip_boxes_to_image(own, size),
-                # Where poses are refined, by these alone: NMS comes before.
-                score if self.decoding == "expected_oks" else self.pose_scores(score, keypoints),
+                score if refines else self.pose_scores(score, keypoints),
                 index,
             )
             for keypoints, own, score, index, size in per_image
@@ -488,6 +491,8 @@ class InsPose(ImageModel):
         params: Tensor,
         candidates: Candidates,
         image_sizes: list[tuple[int, int]],
+        *,
+        normalize: bool,
     ) -> list[Tensor]:
         """Run KP-Nets and decode the peaks of their maps (eq. 2 and 3).
 
@@ -496,6 +501,7 @@ class InsPose(ImageModel):
             params: (N, P) parameters of the KP-Nets.
             candidates: the N locations that they come from.
             image_sizes: (H, W) of each image without padding, pixels.
+            normalize: as for :meth:`KPNet.peaks`.
 
         Returns:
             Per image keypoints (n, K, 3): x, y in pixels of the network input, score.
@@ -503,7 +509,7 @@ class InsPose(ImageModel):
         stride, offsets = self.kp_net.map_stride, predictions.disk_offsets
         sizes = [map_size(size, stride) for size in image_sizes]
         features = predictions.keypoint_features
-        cells, scores = self.kp_net.peaks(params, candidates, features, sizes)
+        cells, scores = self.kp_net.peaks(params, candidates, features, sizes, normalize=normalize)
         per_image = zip(
             cells.split(candidates.counts),
             scores.split(candidates.counts),
