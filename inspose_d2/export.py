@@ -14,7 +14,7 @@ from torchvision.ops import box_iou, clip_boxes_to_image
 from .modeling.candidates import Candidates
 from .modeling.inference import Poses
 from .modeling.inspose import InsPose
-from .modeling.kp_net import KPNet, find_peaks
+from .modeling.kp_net import KPNet, find_cells, find_peaks
 from .modeling.official import InsPoseOfficial
 from .modeling.official.export import OfficialGraph
 from .modeling.postprocess import body_areas
@@ -227,10 +227,13 @@ class _KPNetAtOnce(KPNet):
         candidates: Candidates,
         features: Tensor,
         sizes: list[tuple[int, int]],
+        *,
+        normalize: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`KPNet.peaks`."""
+        find = find_peaks if normalize else find_cells
         found = [
-            find_peaks(logits, sizes[image][1])
+            find(logits, sizes[image][1])
             for image, _, logits in self.maps(params, candidates, features, sizes)
         ]
         cells, scores = zip(*found, strict=True)

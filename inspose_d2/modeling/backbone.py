@@ -274,24 +274,31 @@ class FoldedTimmConv2d(nn.Conv2d):
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         bias = norm.bias - norm.running_mean * scale
         weight = self.weight * scale[:, None, None, None]
+        padding = self.padding
         if type(self).__name__.endswith("Same"):
-            x = F.pad(x, self._same_padding())
-        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+            weight, padding = self._pad_same(weight)
+        return F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
 
-    def _same_padding(self) -> tuple[int, int, int, int]:
-        """TensorFlow's padding, of sides that are multiples of the stride, as all are here.
+    def _pad_same(self, weight: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Pad as TensorFlow does, of sides that are multiples of the stride, as all are here.
 
         timm's own depends on the size, in terms that grow from layer to layer: an export to open
         sizes did not end within minutes.
+
+        Returns:
+            Weight and padding. Where a side is padded by one cell more at its end than at its
+            beginning, so is the kernel, at its beginning and with zeros: to pad the weight and not
+            the image saves a way through the memory.
         """
-        sides = []
-        for kernel, stride, dilation in zip(
-            self.kernel_size, self.stride, self.dilation, strict=True
-        ):
-            total = max(dilation * (kernel - 1) + 1 - stride, 0)
-            sides.append((total // 2, total - total // 2))
-        (top, bottom), (left, right) = sides
-        return left, right, top, bottom
+        padding = []
+        for axis, (kernel, stride) in enumerate(zip(self.kernel_size, self.stride, strict=True)):
+            total = max(kernel - stride, 0)
+            padding.append((total + 1) // 2)
+            if total % 2:
+                zeros = (1, 0) if axis == 1 else (0, 0, 1, 0)
+                weight = F.pad(weight, zeros)
+        height, width = padding
+        return weight, (height, width)
 
 
 class FoldedTimmNorm(nn.Module):
@@ -322,7 +329,10 @@ def _convolutions_with_norms(net: nn.Module) -> list[tuple[Any, nn.Module]]:
 
     hooks: list[Any] = []
     for module in net.modules():
-        if type(module) in (nn.Conv2d, Conv2dSame) and module.bias is None:
+        folds = type(module) is nn.Conv2d or (
+            type(module) is Conv2dSame and module.dilation == (1, 1)
+        )
+        if folds and module.bias is None:
             hooks.append(module.register_forward_hook(note_output))
         elif isinstance(module, FrozenBatchNormAct2d | FrozenBatchNorm2d):
             hooks.append(module.register_forward_pre_hook(note_input))

@@ -161,12 +161,16 @@ class PoseInference(nn.Module):
             image_sizes: the same.
 
         Returns:
-            Per image its poses, in the order of the candidates.
+            Per image its poses, in the order of the candidates. Where poses are refined
+            afterwards, the scores are those of the locations alone, and those of the keypoints
+            logits.
         """
         candidates, counts = persons.candidates, persons.candidates.counts
         scores = predictions.person_logits.float().sigmoid()[candidates.image, candidates.index]
         per_image = zip(
-            keypoints_of(self.kp_net, predictions, persons, image_sizes),
+            keypoints_of(
+                self.kp_net, predictions, persons, image_sizes, normalize=not self.refines
+            ),
             [None] * len(counts) if persons.boxes is None else persons.boxes.split(counts),
             scores.split(counts),
             persons.params.split(counts),
@@ -180,7 +184,6 @@ class PoseInference(nn.Module):
             Poses(
                 keypoints,
                 boxes_of_poses(keypoints) if boxes is None else clip_boxes_to_image(boxes, size),
-                # Where poses are refined, by these alone: NMS comes before.
                 own_scores if self.refines else self.pose_scores(own_scores, keypoints),
                 *others,
             )
@@ -254,6 +257,8 @@ def keypoints_of(
     predictions: Predictions,
     persons: PersonPredictions,
     image_sizes: list[tuple[int, int]],
+    *,
+    normalize: bool,
 ) -> list[Tensor]:
     """Run the KP-Nets of persons and decode the peaks of their maps (eq. 2 and 3).
 
@@ -262,13 +267,15 @@ def keypoints_of(
         predictions: of the network.
         persons: at N locations.
         image_sizes: (H, W) of each image without padding, pixels.
+        normalize: as for :meth:`KPNet.peaks`.
 
     Returns:
         Per image keypoints (n, K, 3): x, y in pixels of the network input, score.
     """
     stride, offsets = kp_net.map_stride, predictions.disk_offsets
     candidates, sizes = persons.candidates, [map_size(size, stride) for size in image_sizes]
-    cells, scores = kp_net.peaks(persons.params, candidates, predictions.keypoint_features, sizes)
+    features = predictions.keypoint_features
+    cells, scores = kp_net.peaks(persons.params, candidates, features, sizes, normalize=normalize)
     per_image = zip(
         cells.split(candidates.counts),
         scores.split(candidates.counts),

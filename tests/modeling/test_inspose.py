@@ -226,7 +226,7 @@ def test_score_learns_the_oks_of_the_pose(
         poses[:] = targets.keypoints.split(targets.positives.counts)
         return targets
 
-    def decoded(*_: Any) -> list[Tensor]:
+    def decoded(*_: Any, **__: Any) -> list[Tensor]:
         return [pose + pose.new_tensor([shift, shift, 0]) for pose in poses]
 
     monkeypatch.setattr(model, "target_generator", targets_of)

@@ -232,6 +232,8 @@ def test_peaks_of_a_batch_are_those_of_its_images_without_their_padding() -> Non
     images = [make_input(kp_net, n, seed=n) for n in (3, 0, 5)]
     sizes = [(HEIGHT, WIDTH), (2, 3), (4, 6)]  # rows are searched 1, 2 and 4 at a time
     cells, scores = kp_net.peaks(*batch_of(*images), sizes)
+    same_cells, logits = kp_net.peaks(*batch_of(*images), sizes, normalize=False)
+    assert same_cells.equal(cells)
     start = 0
     for x, (height, width) in zip(images, sizes, strict=True):
         unpadded = x._replace(features=x.features[:, :height, :width])
@@ -241,8 +243,19 @@ def test_peaks_of_a_batch_are_those_of_its_images_without_their_padding() -> Non
         expected, own = maps.softmax(dim=2).max(dim=2), slice(start, start + len(maps))
         assert cells[own].equal(expected.indices)
         torch.testing.assert_close(scores[own], expected.values)
+        torch.testing.assert_close(logits[own], maps.amax(dim=2))
         start = own.stop
     assert start == 8
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_peaks_of_damaged_maps_are_not_finite_even_as_logits(bad: float) -> None:
+    kp_net = make_kp_net()
+    x = make_input(kp_net, 3)
+    x.params[1] = bad
+    for normalize in (True, False):
+        _, scores = kp_net.peaks(*batch_of(x), [(HEIGHT, WIDTH)], normalize=normalize)
+        assert scores.isfinite().all(dim=1).tolist() == [True, False, True]
 
 
 def log_probs_by_definition(kp_net: KPNet, x: Input, cells: Tensor) -> Tensor:
@@ -466,7 +479,8 @@ def test_backends_give_the_same_in_tritons_interpreter() -> None:
     images = [make_input(kp_net, n, seed=n) for n in (1, 0, 1)]
     sizes = [(HEIGHT, WIDTH), (3, 3), (4, 6)]
     batch = batch_of(*images)
-    for got, expected in zip(fused.peaks(*batch, sizes), kp_net.peaks(*batch, sizes), strict=True):
+    for normalize in (True, False):
+        got, expected = (x.peaks(*batch, sizes, normalize=normalize) for x in (fused, kp_net))
         torch.testing.assert_close(got, expected)
 
     inputs = batch.params.requires_grad_(), batch.features.requires_grad_()

@@ -174,7 +174,7 @@ def enlarged_peaks(
         )
         scores[chunk] = logits.softmax(dim=2).amax(dim=2)
         maps = enlarge(logits.unflatten(2, (height, width)))
-        cells[chunk] = find_cells(maps.flatten(2), ENLARGE * width)
+        cells[chunk], _ = find_cells(maps.flatten(2), ENLARGE * width)
     return cells, scores
 
 
