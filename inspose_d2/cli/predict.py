@@ -30,6 +30,7 @@ from ..data.threads import ReadAhead, WriteBehind
 from ..data.video import WEBCAM, Frame, VideoSource
 from ..engine.launch import under_torchrun
 from ..engine.predictor import InsPosePredictor
+from ..evaluation.results import PERSON, ResultsFile, to_coco
 from ..model_zoo import config_of, find_weights, score_threshold_of
 from ..modeling.keypoint_maps import keypoint_maps_of
 from ..modeling.oks import oks_sigmas
@@ -37,7 +38,6 @@ from ..tracking import track_frames
 from ..visualization.poses import draw_keypoint_maps, draw_poses
 from ..workers import undisturbed
 from .pictures import Job, find_images, folder_of, make_jobs, write_picture
-from .results import ResultsFile, to_coco
 from .rule import DONE, NOTHING, SOME_LEFT_OUT
 from .shards import Shards, identify, in_step
 
@@ -142,7 +142,9 @@ def run_images(demo: Demo, jobs: Sequence[Job], shards: Shards, kp_net_view: boo
                 raise
             shards.leave_out(place, error)
         else:
-            shards.add(place, to_coco(poses, jobs[place].image_id, jobs[place].name))
+            job = jobs[place]
+            found = to_coco(poses, job.image_id, category_id=PERSON, file_name=job.name)
+            shards.add(place, found)
 
     waiting = 2 * demo.batch_size
     with (
@@ -200,7 +202,8 @@ def run_video(
         nonlocal num_frames, picture
         picture = demo.draw(frame.image, poses)
         target.add(picture, frame.seconds)
-        results.add(poses, frame.number, name, seconds=round(frame.seconds, 3))
+        more = {"file_name": name, "seconds": round(frame.seconds, 3)}
+        results.add(to_coco(poses, frame.number, category_id=PERSON, **more))
         num_frames += 1
 
     with contextlib.ExitStack() as stack:

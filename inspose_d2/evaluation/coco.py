@@ -1,9 +1,7 @@
 """COCO's figures of poses, with a definite answer to bad, missing and repeated predictions."""
 
 import contextlib
-import copy
 import io
-import json
 import os
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -16,7 +14,6 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import (
     COCOeval_opt,
     _evaluate_predictions_on_coco,
-    instances_to_coco_json,
 )
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
@@ -25,6 +22,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from ..data.coco_file import in_memory
+from .results import ResultsFile, to_coco
 
 try:
     import faster_coco_eval  # the extra "eval": the same figures sooner
@@ -159,8 +157,7 @@ class InsPoseEvaluator(COCOEvaluator):
 
     def _records(self, image_id: int, poses: Instances) -> list[dict[str, Any]]:
         """Predictions of an image in COCO's result format."""
-        # A copy, for Detectron2 takes off the half pixel in place.
-        records = instances_to_coco_json(copy.deepcopy(poses), image_id)
+        records = to_coco(poses, image_id)
         contiguous = getattr(self._metadata, "thing_dataset_id_to_contiguous_id", None)
         if contiguous is not None:
             dataset_ids = {number: dataset_id for dataset_id, number in contiguous.items()}
@@ -185,19 +182,12 @@ class InsPoseEvaluator(COCOEvaluator):
         return best
 
     def _write(self, predictions: dict[int, Instances]) -> None:
-        """Write all records as strict JSON, image by image: as one text they take 1 MiB of each."""
+        """Write all records image by image: as one text they take 1 MiB of each."""
         path = os.path.join(self._output_dir, "coco_instances_results.json")
         self._logger.info("Saving results to %s", path)
-        os.makedirs(self._output_dir, exist_ok=True)
-        unfinished = f"{path}.unfinished"
-        with open(unfinished, "w", encoding="utf-8") as file:
-            separator = "["
+        with ResultsFile(path) as file:
             for image_id, poses in predictions.items():
-                for record in self._records(image_id, poses):
-                    file.write(separator + json.dumps(record, allow_nan=False))
-                    separator = ", "
-            file.write("[]" if separator == "[" else "]")
-        os.replace(unfinished, path)
+                file.add(self._records(image_id, poses))
 
     def _evaluate_task(
         self, task: str, records: list[dict[str, Any]], img_ids: Sequence[int] | None

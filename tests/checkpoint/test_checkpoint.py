@@ -117,7 +117,7 @@ def test_every_instant_of_a_save_can_be_resumed(
 
         return call
 
-    for function in ("replace", "remove", "fsync"):
+    for function in ("replace", "unlink", "fsync"):
         monkeypatch.setattr(os, function, after_snapshot(getattr(os, function)))
     (folder / "model_0000000.pth.tmp").touch()  # of an earlier crash
     save(folder, 2, name)

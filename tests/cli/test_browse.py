@@ -250,9 +250,9 @@ def test_missed_person_has_the_best_prediction_that_took_nobody(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("predictions", "message"),
     [
-        ([guess(9, 0, 0, 0.5)], "image id 9, which the data set has not"),
-        ([guess(1, 0, 0, 0.5) | {"keypoints": [0.0] * 15}], "has 15 numbers .* 3 x 17"),
-        ([{"image_id": 1}], "has no category_id, keypoints, score"),
+        ([guess(9, 0, 0, 0.5)], "image_id 9 is no image of the data set"),
+        ([guess(1, 0, 0, 0.5) | {"keypoints": [0.0] * 15}], "not a list of 51 numbers"),
+        ([{"image_id": 1}], "no category_id, keypoints, score"),
         ({}, "expected a list"),
     ],
 )

@@ -25,7 +25,7 @@ from inspose_d2 import cli
 from inspose_d2.cli import predict as demo
 from inspose_d2.cli.parsers import make_parser
 from inspose_d2.cli.pictures import make_jobs
-from inspose_d2.cli.results import ResultsFile
+from inspose_d2.evaluation.results import ResultsFile, to_coco
 
 ROOT = Path(__file__).parents[2]
 SIZE = (60, 80)  # of the pictures, (H, W)
@@ -370,8 +370,8 @@ def test_writing_results_leaves_the_poses_as_they_are(tmp_path: Path) -> None:
     poses = MadeUpPredictor.poses(np.zeros((*SIZE, 3), np.uint8))
     before = poses.pred_keypoints.clone()
     with ResultsFile(tmp_path / "results.json") as file:
-        file.add(poses, 0, "a")
-        file.add(poses, 1, "a")
+        file.add(to_coco(poses, 0))
+        file.add(to_coco(poses, 1))
     assert torch.equal(poses.pred_keypoints, before)
     first, _, third, _ = results(tmp_path)
     assert first["keypoints"] == third["keypoints"]

@@ -19,12 +19,13 @@ from inspose_d2 import cli, register_coco_keypoints
 from inspose_d2.data.annotations import AnnotationError
 from inspose_d2.data.coco_file import check_annotations
 from inspose_d2.data.convert.coco import read_coco
-from inspose_d2.data.convert.common import COCO_NAMES, Converted, write_json
+from inspose_d2.data.convert.common import COCO_NAMES, Converted
 from inspose_d2.data.convert.cvat import read_cvat
 from inspose_d2.data.convert.label_studio import read_label_studio
 from inspose_d2.data.convert.labelme import read_labelme
 from inspose_d2.data.convert.yolo import labels_of, read_yolo, write_yolo
 from inspose_d2.engine.trainer import Trainer
+from inspose_d2.files import write_json
 
 NAMES = ["nose", "left_eye", "right_eye"]
 SIZES = {"a.png": (64, 48), "b.png": (40, 80)}  # width, height

@@ -351,14 +351,10 @@ def test_registered_sets_are_built_when_first_asked_for(tmp_path, monkeypatch):
     assert len(metadata.keypoint_flip_map) == 8
 
 
-def test_command_line_writes_a_set_and_a_preview(tmp_path, monkeypatch):
-    preview = tmp_path / "preview.png"
-    arguments = (
-        f"--output {tmp_path} --split val --num-images 2 --image-size {SIZE} --num-workers 1"
-    )
-    monkeypatch.setattr(sys, "argv", ["synthetic", *arguments.split(), "--preview", str(preview)])
+def test_command_line_writes_a_set(tmp_path, monkeypatch):
+    arguments = f"--output {tmp_path} --split val --num-images 2"
+    monkeypatch.setattr(sys, "argv", ["synthetic", *arguments.split()])
     synthetic.main()
-    assert cv2.imread(str(preview)).shape == (4 * 2 * SIZE, 4 * 2 * SIZE, 3)
     assert len(list((tmp_path / "synthetic_people" / "val").iterdir())) == 2
 
 
