@@ -14,7 +14,6 @@ from typing import TypeVar
 
 import cv2
 import numpy as np
-import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -89,14 +88,7 @@ class Demo:
 
     def draw_kp_net(self, image: np.ndarray, number: int = 0) -> np.ndarray:
         """Draw the keypoint maps of a pose, by default the best, on a copy of the image."""
-        small = self.predictor.resize.get_transform(image).apply_image(image)
-        small = small[:, :, ::-1] if self.predictor.cfg.INPUT.FORMAT == "RGB" else small
-        inputs = {
-            "image": torch.from_numpy(small.transpose(2, 0, 1).copy()),
-            "height": image.shape[0],
-            "width": image.shape[1],
-        }
-        maps = keypoint_maps_of(self.predictor.model, inputs, [number])
+        maps = keypoint_maps_of(self.predictor.model, self.predictor.prepare(image), [number])
         return draw_keypoint_maps(
             image,
             maps.probs[0].cpu().numpy(),

@@ -6,7 +6,6 @@ The paper says "multi-scale" and no more; how poses of several views are merged 
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data.detection_utils import create_keypoint_hflip_indices
@@ -14,7 +13,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..data.images import ResizeShortestEdge
+from ..data.images import ResizeShortestEdge, to_tensor
 
 # Distance of two keypoints, as a part of sqrt(area of the person's box), at which their similarity
 # is exp(-1/2): that of the eyes in COCO's OKS, the strictest. It makes averages reject outliers.
@@ -76,9 +75,7 @@ class InsPoseWithTTA(nn.Module):
         pixels = image.permute(1, 2, 0).numpy()
         for size in self.sizes:
             resize = ResizeShortestEdge(size, self.max_size, library=self.library)
-            transform = resize.get_transform(pixels)
-            resized = np.array(transform.apply_image(pixels).transpose(2, 0, 1), order="C")
-            view = torch.from_numpy(resized)
+            view = to_tensor(resize.get_transform(pixels).apply_image(pixels))
             yield view, False
             if self.flip:
                 yield view.flip(2), True
