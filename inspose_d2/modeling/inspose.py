@@ -16,7 +16,7 @@ from torchvision.ops import clip_boxes_to_image
 from ..config.check import check_model
 from .branches import DiskOffsetBranch, HeatmapBranch, KeypointFeatureBranch
 from .candidates import Candidates, select_by_score
-from .expected_oks import decode_by_expected_oks
+from .expected_oks import decode_by_expected_oks, places_of_cells
 from .geometry import Locations, map_size
 from .head import InsPoseHead
 from .image_model import ImageModel
@@ -562,16 +562,17 @@ class InsPose(ImageModel):
         patches = self.head.patches_at(predictions.params_features, candidates)
         params = self.head.predict_params(patches)
         areas, stride = body_areas(keypoints), self.kp_net.map_stride
-        offsets, size = predictions.disk_offsets, map_size(image_size, stride)
+        size = map_size(image_size, stride)
+        offsets = None if predictions.disk_offsets is None else predictions.disk_offsets[image]
+        places = places_of_cells(offsets, keypoints.shape[1], size, keypoints.device)
         features = predictions.keypoint_features[image : image + 1]
         decoded = [
             decode_by_expected_oks(
                 logits,
-                None if offsets is None else offsets[image],
+                places,
                 areas[chunk],
                 self.oks_sigmas,
                 stride=stride,
-                map_size=size,
                 image_size=image_size,
             )
             for _, chunk, logits in self.kp_net.maps(params, candidates, features, [size])
