@@ -58,7 +58,10 @@ class Demo:
     """A model and how its poses are drawn."""
 
     def __init__(self, cfg: CfgNode, score_threshold: float, batch_size: int) -> None:
-        least = min(score_threshold, cfg.MODEL.INSPOSE.SCORE_THRESH_TEST)
+        least = max(
+            min(score_threshold, cfg.MODEL.INSPOSE.SCORE_THRESH_TEST),
+            least_probability(cfg, score_threshold),
+        )
         self.cfg = cfg
         self.predictor = InsPosePredictor(cfg, score_threshold=least)
         self.max_pixels = cfg.INPUT.MAX_PIXELS
@@ -96,6 +99,19 @@ class Demo:
             metadata=self.metadata,
             panels_of=maps.poses.pred_boxes.tensor[0].tolist(),
         )
+
+
+def least_probability(cfg: CfgNode, score: float) -> float:
+    """Person probability that a pose needs to reach a score, 0 where that is not known.
+
+    The score is (1 - w) of the probability and w of a keypoint score of at most 1, as exponents. So
+    candidates below cannot be shown, nor, being worse, suppress what is: their KP-Nets need not
+    run. Of photographs of people that are half of the candidates.
+    """
+    weight = cfg.MODEL.INSPOSE.KEYPOINT_SCORE_WEIGHT_TEST
+    if cfg.MODEL.META_ARCHITECTURE != "InsPose" or weight == 1:
+        return 0.0
+    return score ** (1 / (1 - weight))
 
 
 def batches(items: Iterator[T], size: int) -> Iterator[list[T]]:
