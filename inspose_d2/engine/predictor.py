@@ -18,6 +18,7 @@ from ..config import ConfigError, get_cfg
 from ..data.images import ImageError, ResizeShortestEdge, read_image, to_array
 from ..data.keypoint_sets import register_datasets
 from ..model_zoo import config_of, find_weights
+from ..modeling.backbone import keep_folded
 from ..workers import stay_usable_after_fork
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ class InsPosePredictor:
         if not cfg.MODEL.WEIGHTS:
             logger.warning("MODEL.WEIGHTS is empty: the weights of the model are random")
         InsPoseCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        keep_folded(self.model)
         size = cfg.INPUT.MIN_SIZE_TEST
         self.resize = ResizeShortestEdge(
             [size, size], cfg.INPUT.MAX_SIZE_TEST, library=cfg.INPUT.RESIZE
