@@ -16,6 +16,7 @@ from ..config import ConfigError, get_cfg
 from ..data.images import ImageError, ResizeShortestEdge, read_image, to_array, to_tensor
 from ..data.keypoint_sets import register_datasets
 from ..model_zoo import config_of, find_weights, load_model
+from ..modeling.backbone import keep_folded
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ class InsPosePredictor:
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
         self.model = load_model(cfg)
+        keep_folded(self.model)
         size = cfg.INPUT.MIN_SIZE_TEST
         self.resize = ResizeShortestEdge(
             [size, size], cfg.INPUT.MAX_SIZE_TEST, library=cfg.INPUT.RESIZE
