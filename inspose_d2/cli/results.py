@@ -19,6 +19,9 @@ def to_coco(poses: Instances, image_id: int, file_name: str) -> list[dict[str, A
     if poses.has("pred_track_ids"):
         ids = poses.pred_track_ids.tolist()
         found = [pose | {"track_id": own} for pose, own in zip(found, ids, strict=True)]
+    if poses.has("pred_visibility"):
+        visibility = poses.pred_visibility.tolist()
+        found = [x | {"visibility": own} for x, own in zip(found, visibility, strict=True)]
     return found
 
 

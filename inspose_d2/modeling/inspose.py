@@ -18,7 +18,7 @@ from .branches import DiskOffsetBranch, HeatmapBranch, KeypointFeatureBranch
 from .candidates import Candidates, select_by_score
 from .expected_oks import decode_by_expected_oks
 from .geometry import Locations, map_size
-from .head import InsPoseHead
+from .head import InsPoseHead, gather_patches
 from .image_model import ImageModel
 from .keypoint_codec import decode_keypoints
 from .kp_net import KPNet
@@ -30,10 +30,11 @@ from .losses import (
     keypoint_loss,
     quality_loss,
     regression_loss,
+    visibility_loss,
 )
 from .oks import object_keypoint_similarity, oks_sigmas
 from .postprocess import body_areas, boxes_of_poses, select_poses
-from .target_generator import PERSON, TargetGenerator, Targets
+from .target_generator import PERSON, VISIBLE, TargetGenerator, Targets
 
 
 @dataclass
@@ -179,6 +180,7 @@ class InsPose(ImageModel):
                 prior_prob=node.PRIOR_PROB,
                 with_boxes=node.BOX_HEAD.ENABLED,
                 num_regressed=k if node.REGRESSION.ENABLED else 0,
+                num_visibility=k if node.VISIBILITY.ENABLED else 0,
             ),
             "kp_net": kp_net,
             "keypoint_branch": KeypointFeatureBranch(
@@ -245,7 +247,9 @@ class InsPose(ImageModel):
         Returns:
             Training: dict of the losses of eq. 5. Evaluation: per image {"instances":
             ``Instances`` with pred_boxes, scores, pred_classes and pred_keypoints (N, K, 3):
-            x, y in pixels of the asked size and the keypoint's score in [0, 1]}.
+            x, y in pixels of the asked size and the keypoint's score in [0, 1]; with
+            ``VISIBILITY.ENABLED`` pred_visibility (N, K) too, the probability that the keypoint
+            is visible}.
         """
         images = self.preprocess_image(batched_inputs)
         predictions = self.predict(images.tensor)
@@ -334,6 +338,7 @@ class InsPose(ImageModel):
         params = self.head.predict_params(patches)
         boxes = self.head.predict_boxes(patches, targets.positives)
         regressed = self.head.regress_keypoints(patches)
+        visibility = self.head.predict_visibility(patches)
         num_positives, num_pairs, num_offsets, num_labelled = _average_over_workers(
             torch.stack(
                 [
@@ -372,6 +377,10 @@ class InsPose(ImageModel):
             offsets = offsets / where.strides[:, None, None]
             loss = regression_loss(regressed, offsets, targets.labelled)
             losses["loss_regression"] = loss / num_pairs
+        if visibility is not None:
+            visible = targets.keypoints[..., 2] == VISIBLE
+            loss = visibility_loss(visibility, visible, targets.labelled)
+            losses["loss_visibility"] = loss / num_pairs
         return {name: self.loss_weights[name] * loss for name, loss in losses.items()}
 
     def _person_loss(
@@ -437,8 +446,10 @@ class InsPose(ImageModel):
                 kept = own.pred_keypoints, own.pred_boxes.tensor, own.scores, own.pred_locations
                 # Doubles of a person become alike: they are suppressed now at the latest.
                 poses[image] = select(self.refine(predictions, locations, image, kept, size), size)
-        if not with_locations:
-            for own in poses:
+        for image, own in enumerate(poses):
+            if self.head.visibility_pred is not None:
+                own.pred_visibility = self.visibility_at(predictions, image, own.pred_locations)
+            if not with_locations:
                 own.remove("pred_locations")
         return poses
 
@@ -573,6 +584,13 @@ class InsPose(ImageModel):
         keypoints = torch.cat([keypoints[:0], *decoded])
         boxes = boxes_of_poses(keypoints) if self.head.box_pred is None else boxes
         return keypoints, boxes, self.pose_scores(scores, keypoints), index
+
+    def visibility_at(self, predictions: Predictions, image: int, index: Tensor) -> Tensor:
+        """Give the probability (n, K) that keypoints are visible, of n locations of an image."""
+        patches = gather_patches(predictions.params_features, torch.full_like(index, image), index)
+        logits = self.head.predict_visibility(patches)
+        assert logits is not None
+        return logits.float().sigmoid()
 
     def pose_scores(self, scores: Tensor, keypoints: Tensor) -> Tensor:
         """Mix person probabilities (n,) with the scores of keypoints (n, K, 3)."""
