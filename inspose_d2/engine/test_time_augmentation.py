@@ -85,7 +85,7 @@ def flip_poses(poses: Instances, flip_indices: list[int]) -> Instances:
     """Mirror poses at the vertical axis of their image.
 
     Args:
-        poses: pred_boxes, scores, pred_classes and pred_keypoints.
+        poses: pred_boxes, scores, pred_classes and pred_keypoints; pred_visibility if there.
         flip_indices: for each of the K keypoints the number of the one that takes its place.
 
     Returns:
@@ -97,6 +97,8 @@ def flip_poses(poses: Instances, flip_indices: list[int]) -> Instances:
     flipped = Instances(poses.image_size, **poses.get_fields())
     flipped.pred_boxes = Boxes(torch.stack([width - x1, y0, width - x0, y1], dim=1))
     flipped.pred_keypoints = torch.cat([width - keypoints[..., :1], keypoints[..., 1:]], dim=2)
+    if poses.has("pred_visibility"):
+        flipped.pred_visibility = poses.pred_visibility[:, flip_indices]
     return flipped
 
 
@@ -107,7 +109,7 @@ def merge_poses(views: list[Instances], max_poses: int) -> Instances:
     views agree (:func:`robust_average`), for some views mistake it for another; its box is the
     average by score. The score of the pose is the mean over all V views of score times similarity
     to the merged pose, 0 in a view that misses it; the score of a keypoint likewise, over the
-    views that show the pose. So one view stays as it is.
+    views that show the pose, and visibility without the similarity. So one view stays as it is.
 
     Args:
         views: per view its poses, best first, all in pixels of the same image. The order of the
@@ -115,7 +117,8 @@ def merge_poses(views: list[Instances], max_poses: int) -> Instances:
         max_poses: how many stay.
 
     Returns:
-        Instances with pred_boxes, scores, pred_classes (0) and pred_keypoints, best first.
+        Instances with pred_boxes, scores, pred_classes (0) and pred_keypoints, best first, and
+        pred_visibility if the views have it.
     """
     views = sorted(views, key=_content)
 
@@ -141,6 +144,10 @@ def merge_poses(views: list[Instances], max_poses: int) -> Instances:
     merged = robust_average(xy, scores[:, :, None] * keypoint_scores, areas)  # (N, K, 2)
     similarity = keypoint_similarity(xy, merged[:, None], areas)  # (N, V, K)
     keypoint_scores = _average(keypoint_scores * similarity, scores[:, :, None])
+    fields = {}
+    if views[0].has("pred_visibility"):
+        visibility = pad([view.pred_visibility for view in views])[each, members]
+        fields["pred_visibility"] = _average(visibility, scores[:, :, None])
     scores = (scores * similarity.mean(dim=2)).sum(dim=1) / len(views)
 
     best = scores.argsort(descending=True, stable=True)[:max_poses]
@@ -153,6 +160,7 @@ def merge_poses(views: list[Instances], max_poses: int) -> Instances:
         pred_keypoints=torch.cat([merged, keypoint_scores[..., None]], dim=2)[best].to(
             like.pred_keypoints
         ),
+        **{name: field[best].to(like.get(name)) for name, field in fields.items()},
     )
 
 
