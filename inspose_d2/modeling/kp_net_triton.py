@@ -221,10 +221,7 @@ def _neuron(weight: tl.tensor, bias: tl.tensor, x: tl.tuple) -> tl.tensor:
 @triton.jit
 def _input_of_layer(
     params: tl.tensor,
-    points: tl.tensor,
-    scales: tl.tensor,
-    image: tl.tensor,
-    features: tl.tensor,
+    others: tl.tuple,
     n: tl.tensor,
     cells: tl.tensor,
     area: tl.tensor,
@@ -234,7 +231,11 @@ def _input_of_layer(
     HIDDEN: tl.constexpr,
     LAYER: tl.constexpr,
 ) -> tl.tuple:
-    """Run the network of person n at some cells as far as what goes into a layer."""
+    """Run the network of person n at some cells as far as what goes into a layer.
+
+    ``others`` are points, scales, image and features.
+    """
+    points, scales, image, features = others
     features += tl.load(image + n) * C * area + cells
     x: tl.tuple = ()
     for c in tl.static_range(C):
@@ -278,21 +279,8 @@ def _maxima_and_sums_kernel(
     n, tile = tl.program_id(0), tl.program_id(1)
     cells = tile * BLOCK + tl.arange(0, BLOCK)
     params += n * NUM_PARAMS
-    x = _input_of_layer(
-        params,
-        points,
-        scales,
-        image,
-        features,
-        n,
-        cells,
-        area,
-        width,
-        STRIDE,
-        C,
-        HIDDEN,
-        LAST,
-    )
+    others = (points, scales, image, features)
+    x = _input_of_layer(params, others, n, cells, area, width, STRIDE, C, HIDDEN, LAST)
     sizes += 2 * tl.load(image + n)
     inside = (cells // width < tl.load(sizes)) & (cells % width < tl.load(sizes + 1))
     weight = params + NUM_PARAMS - (len(x) + 1) * K
@@ -342,9 +330,8 @@ def _logits_kernel(
     lanes = tl.arange(0, LANES)
     params += n * NUM_PARAMS
     own = tl.load(cells + n * K + lanes, mask=lanes < K, other=0).to(tl.int32)
-    x = _input_of_layer(
-        params, points, scales, image, features, n, own, area, width, STRIDE, C, HIDDEN, LAST
-    )
+    others = (points, scales, image, features)
+    x = _input_of_layer(params, others, n, own, area, width, STRIDE, C, HIDDEN, LAST)
     weight = params + NUM_PARAMS - (len(x) + 1) * K
     y = tl.zeros((LANES,), tl.float32)
     for k in range(K):
@@ -407,24 +394,11 @@ def _backward_kernel(
     # 64 bits, for the sums of thousands of persons on large maps are more than 2^31 numbers.
     start = tl.load(starts + number).to(tl.int64)
     stop = tl.load(starts + number + 1).to(tl.int64)
+    others = (points, scales, image, features)
     for n in range(start + split, stop, tl.num_programs(0)):
         weights = params + n * NUM_PARAMS
         d_weights = d_params + (n * tl.num_programs(1) + tile) * NUM_PARAMS
-        x = _input_of_layer(
-            weights,
-            points,
-            scales,
-            image,
-            features,
-            n,
-            cells,
-            area,
-            width,
-            STRIDE,
-            C,
-            HIDDEN,
-            LAST,
-        )
+        x = _input_of_layer(weights, others, n, cells, area, width, STRIDE, C, HIDDEN, LAST)
         begin = NUM_PARAMS - (len(x) + 1) * K
         weight, d_weight = weights + begin, d_weights + begin
         d_x = (tl.zeros_like(x[0]),) * len(x)
@@ -445,21 +419,7 @@ def _backward_kernel(
             for o in tl.static_range(HIDDEN):
                 behind_relu += (tl.where(x[o] > 0, d_x[o], 0.0),)
             # Computing it again costs less than the registers to keep it.
-            x = _input_of_layer(
-                weights,
-                points,
-                scales,
-                image,
-                features,
-                n,
-                cells,
-                area,
-                width,
-                STRIDE,
-                C,
-                HIDDEN,
-                i,
-            )
+            x = _input_of_layer(weights, others, n, cells, area, width, STRIDE, C, HIDDEN, i)
             weight -= (len(x) + 1) * HIDDEN
             d_weight -= (len(x) + 1) * HIDDEN
             d_x = _layer_backward(x, behind_relu, weight, d_weight)
