@@ -16,10 +16,10 @@ export NO_MKDOCS_2_WARNING := 1
 .PHONY: demo demo-short site test test-quick test-slow test-gpu check lint format type install clean
 
 demo: install
-	$(RUN) tools/demo_synthetic.py
+	$(RUN) -m experiments.demo_synthetic
 
 demo-short: install
-	$(RUN) tools/demo_synthetic.py --minutes 1
+	$(RUN) -m experiments.demo_synthetic --minutes 1
 
 test: install  ## quick and slow
 	$(PYTEST) -m "not gpu"

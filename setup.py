@@ -6,7 +6,7 @@ setup(
     name="inspose_d2",
     version="0.1.0",
     description="InsPose: single-stage multi-person pose estimation, as a Detectron2 project",
-    author="The InsPose-D2 founders",
+    author="The InsPose-D2 authors",
     keywords="pose estimation, keypoints, Detectron2, InsPose",
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -12,17 +12,15 @@ from torch.export import Dim, ExportedProgram
 from torchvision.ops import box_iou, clip_boxes_to_image
 
 from .modeling.candidates import Candidates
-from .modeling.geometry import Locations, map_size
-from .modeling.inspose import InsPose, Predictions
-from .modeling.keypoint_codec import decode_keypoints
-from .modeling.kp_net import KPNet, find_peaks
+from .modeling.inference import Poses
+from .modeling.inspose import InsPose
+from .modeling.kp_net import KPNet, find_cells, find_peaks
 from .modeling.official import InsPoseOfficial
 from .modeling.official.export import OfficialGraph
-from .modeling.postprocess import best_poses, body_areas, boxes_of_poses
+from .modeling.postprocess import body_areas
+from .modeling.predictions import Predictions
 
 OUTPUTS = ("boxes", "scores", "keypoints")
-
-Poses = tuple[Tensor, Tensor, Tensor, Tensor]  # as InsPose.decode gives them for an image
 
 
 class InsPoseGraph(nn.Module):
@@ -51,36 +49,27 @@ class InsPoseGraph(nn.Module):
             Of N poses, best first, N between 0 and ``TEST.DETECTIONS_PER_IMAGE``: boxes (N, 4) x0,
             y0, x1, y1 and keypoints (N, K, 3) x, y, score in pixels of ``image``, and scores (N,).
         """
-        model = self.model
-        height, width = image.shape[1], image.shape[2]
+        model, inference = self.model, self.model.pose_inference
+        size = image.shape[1], image.shape[2]
         predictions = model.predict(self.padded(image)[None])
-        locations = Locations.of(predictions.params_features, model.strides)
-        size = height, width
-        poses: Poses
-        (poses,) = model.decode(predictions, locations, [size])
-        if model.nms_sigmas is not None or model.decoding == "expected_oks":
+        candidates = inference.candidates(predictions, model.locations_of(predictions))
+        persons = model.head.at(predictions.params_features, candidates)
+        (poses,) = inference.decode(predictions, persons, [size])
+        if inference.nms_sigmas is not None or inference.refines:
             # As many rows for every image: steps of open size would take the exporter minutes.
-            rows = model.topk_candidates
-            keypoints, boxes, scores, where = poses
-            keypoints = F.pad(keypoints, (0, 0, 0, 0, 0, rows))[:rows]
-            boxes, scores = F.pad(boxes, (0, 0, 0, rows))[:rows], F.pad(scores, (0, rows))[:rows]
-            poses = keypoints, boxes, scores, F.pad(where, (0, rows))[:rows]
+            rows = inference.topk_candidates
+            poses = Poses(*(F.pad(x, (0, 0) * (x.dim() - 1) + (0, rows))[:rows] for x in poses))
             boxes, scores, keypoints, count = self.rows_of(
-                predictions, locations, 0, poses, scores > 0, size
+                poses, poses.scores > 0, predictions, 0, size
             )
             found = (torch.arange(len(scores)) < count).nonzero()[:, 0]
             return boxes[found], scores[found], keypoints[found]
-        keypoints, boxes, scores, where = poses
-        keypoints, boxes, scores = _add_two(keypoints, boxes, scores)
-        keep, _ = best_poses(
-            keypoints, boxes, scores, nms_threshold=model.nms_threshold, max_poses=model.max_poses
-        )
-        keep = keep[keep < where.shape[0]]  # without the two
-        keypoints, boxes, scores = keypoints[keep], boxes[keep], scores[keep]
+        poses = inference.suppress(_with_two_more(poses))
+        poses = poses.take(poses.scores >= 0)  # without the two
         # As detector_postprocess does for the eager model.
-        boxes = clip_boxes_to_image(boxes, size)
+        boxes = clip_boxes_to_image(poses.boxes, size)
         inside = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-        return boxes[inside], scores[inside], keypoints[inside]
+        return boxes[inside], poses.scores[inside], poses.keypoints[inside]
 
     def padded(self, images: Tensor) -> Tensor:
         """Normalize images (..., H, W) and pad them to what the backbone divides by."""
@@ -90,42 +79,39 @@ class InsPoseGraph(nn.Module):
 
     def rows_of(
         self,
-        predictions: Predictions,
-        locations: Locations,
-        image: int,
         poses: Poses,
         valid: Tensor,
+        predictions: Predictions,
+        image: int,
         image_size: tuple[int, int],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Choose the poses that stay, as ``best_poses`` does, in tensors of fixed size.
+        """Choose the poses that stay, as :class:`PoseInference` does, in tensors of fixed size.
 
         Args:
-            predictions: of the network.
-            locations: of the padded images.
-            image: its number in the batch.
-            poses: keypoints (N, K, 3), boxes (N, 4), scores (N,) and numbers of locations (N,).
+            poses: N rows.
             valid: (N,) bool: which rows are poses.
+            predictions: of the network.
+            image: its number in the batch.
             image_size: (H, W), pixels.
 
         Returns:
             Of R = ``TEST.DETECTIONS_PER_IMAGE`` rows, N at most, boxes (R, 4), scores (R,) and
             keypoints (R, K, 3), best first, zeros behind the last pose, and the number of poses.
         """
-        model = self.model
-        size = min(model.max_poses, model.topk_candidates)
+        inference = self.model.pose_inference
+        size = min(inference.max_poses, inference.topk_candidates)
         poses, keep = self.suppress(poses, valid, size)
-        if model.decoding == "expected_oks":
-            poses = model.refine(predictions, locations, image, poses, image_size)
+        if inference.refines:
+            poses = inference.refine(poses, predictions, image, image_size)
             poses, keep = self.suppress(poses, keep, size)
-        keypoints, boxes, scores, _ = poses
-        boxes = clip_boxes_to_image(boxes, image_size)
+        boxes = clip_boxes_to_image(poses.boxes, image_size)
         keep = keep & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-        scores, best = scores.where(keep, -1).topk(size)
+        scores, best = poses.scores.where(keep, -1).topk(size)
         keep = keep[best]
         return (
             boxes[best].where(keep[:, None], 0),
             scores * keep,
-            keypoints[best].where(keep[:, None, None], 0),
+            poses.keypoints[best].where(keep[:, None, None], 0),
             keep.sum(),
         )
 
@@ -140,17 +126,21 @@ class InsPoseGraph(nn.Module):
         Returns:
             R poses, and (R,) bool: which NMS has left.
         """
-        keypoints, boxes, scores, _ = poses
+        keypoints, boxes, scores = poses.keypoints, poses.boxes, poses.scores
         finite = keypoints.flatten(1).isfinite().all(dim=1) & boxes.isfinite().all(dim=1)
         valid = valid & finite & scores.isfinite()
         order = scores.where(valid, -1).topk(scores.shape[0]).indices  # there is no stable sort
-        keypoints, boxes, scores, where = (x[order] for x in poses)
-        sigmas = self.model.nms_sigmas
-        overlaps = box_iou(boxes, boxes) if sigmas is None else similarities(keypoints, sigmas)
-        keep = unsuppressed(overlaps > self.model.nms_threshold, valid[order])
+        poses = poses.take(order)
+        inference = self.model.pose_inference
+        overlaps = (
+            box_iou(poses.boxes, poses.boxes)
+            if inference.nms_sigmas is None
+            else similarities(poses.keypoints, inference.nms_sigmas)
+        )
+        keep = unsuppressed(overlaps > inference.nms_threshold, valid[order])
         numbers = torch.arange(keep.shape[0], 0, -1)
         rows = (keep.int() * numbers).topk(size).indices  # in their order, the others behind
-        return (keypoints[rows], boxes[rows], scores[rows], where[rows]), keep[rows]
+        return poses.take(rows), keep[rows]
 
 
 def similarities(keypoints: Tensor, sigmas: Tensor) -> Tensor:
@@ -177,17 +167,16 @@ def unsuppressed(similar: Tensor, keep: Tensor) -> Tensor:
     return keep
 
 
-def _add_two(keypoints: Tensor, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Append two poses with boxes outside the image, behind all others.
+def _with_two_more(poses: Poses) -> Poses:
+    """Append two poses with boxes outside the image and scores below 0.
 
     torchvision tells the exporter that at least two boxes survive NMS; a program that relies on it
     fails on an image with one person.
     """
-    outside = boxes.new_tensor([[-2, -2, -1, -1], [-4, -4, -3, -3]])
-    return (
-        F.pad(keypoints, (0, 0, 0, 0, 0, 2)),
-        torch.cat([boxes, outside]),
-        F.pad(scores, (0, 2), value=-1.0),
+    outside = poses.boxes.new_tensor([[-2, -2, -1, -1], [-4, -4, -3, -3]])
+    padded = Poses(*(F.pad(x, (0, 0) * (x.dim() - 1) + (0, 2)) for x in poses))
+    return padded._replace(
+        boxes=torch.cat([poses.boxes, outside]), scores=F.pad(poses.scores, (0, 2), value=-1.0)
     )
 
 
@@ -207,72 +196,30 @@ class BatchGraph(InsPoseGraph):
             boxes (B, R, 4), scores (B, R), keypoints (B, R, K, 3) and counts (B,) int64: of each
             image the rows of :meth:`rows_of`.
         """
-        model, size = self.model, (images.shape[2], images.shape[3])
+        model, inference = self.model, self.model.pose_inference
+        count, size = images.shape[0], (images.shape[2], images.shape[3])
         predictions = model.predict(self.padded(images))
-        locations = Locations.of(predictions.params_features, model.strides)
-        rows = model.topk_candidates
+        locations = model.locations_of(predictions)
+        rows = inference.topk_candidates
         scores = predictions.person_logits.sigmoid().nan_to_num(0)
         # Small images have fewer locations than rows.
         scores, index = F.pad(scores, (0, rows)).topk(rows, dim=1)
-        index = index.where(scores > 0, 0)
-        number = torch.arange(images.shape[0])[:, None].expand_as(index)
+        index = index.where(scores > 0, 0).flatten()
+        number = torch.arange(count)[:, None].expand(-1, rows).flatten()
         points, strides = locations.points[index], locations.strides[index]
-        chosen = Candidates(
-            number.flatten(), index.flatten(), points.flatten(0, 1), strides.flatten(), []
-        )
-        patches = model.head.patches_at(predictions.params_features, chosen)
-        params = model.head.predict_params(patches).unflatten(0, index.shape)
-        boxes = model.head.predict_boxes(patches, chosen)
-        maps = map_size(size, model.kp_net.map_stride)
-
-        def poses_of(
-            image: int,
-            params: Tensor,
-            points: Tensor,
-            strides: Tensor,
-            features: Tensor,
-            offsets: Tensor | None,
-            scores: Tensor,
-            boxes: Tensor | None,
-        ) -> tuple[Tensor, ...]:
-            """What follows for one image."""
-            candidates = Candidates(index[0], index[0], points, strides, [rows])
-            cells, peaks = model.kp_net.peaks(params, candidates, features[None], [maps])
-            keypoints = decode_keypoints(
-                cells,
-                peaks,
-                offsets,
-                stride=model.kp_net.map_stride,
-                map_width=maps[1],
-                image_size=size,
-            )
-            boxes = boxes_of_poses(keypoints) if boxes is None else clip_boxes_to_image(boxes, size)
-            # Where poses are refined, by these alone: NMS comes before.
-            refines = model.decoding == "expected_oks"
-            pose_scores = scores if refines else model.pose_scores(scores, keypoints)
-            valid = scores > model.score_threshold
-            poses = keypoints, boxes, pose_scores, index[image]
-            return self.rows_of(predictions, locations, image, poses, valid, size)
-
-        none = [None] * images.shape[0]
-        per_image = zip(
-            range(images.shape[0]),
-            params,
-            points,
-            strides,
-            predictions.keypoint_features,
-            none if predictions.disk_offsets is None else predictions.disk_offsets,
-            scores,
-            none if boxes is None else boxes.unflatten(0, index.shape),
-            strict=True,
-        )
+        candidates = Candidates(number, index, points, strides, [rows] * count)
+        persons = model.head.at(predictions.params_features, candidates)
+        valid = scores > inference.score_threshold
         # Not vmap, which the exporter cannot follow where sizes are open.
-        found = [poses_of(*own) for own in per_image]
+        found = [
+            self.rows_of(poses, valid[image], predictions, image, size)
+            for image, poses in enumerate(inference.decode(predictions, persons, [size] * count))
+        ]
         return tuple(torch.stack(x) for x in zip(*found, strict=True))
 
 
 class _KPNetAtOnce(KPNet):
-    """KP-Nets of one image without the loop over chunks, whose length depends on the image."""
+    """KP-Nets of an image without the loop over chunks, whose length depends on the image."""
 
     def peaks(
         self,
@@ -280,10 +227,17 @@ class _KPNetAtOnce(KPNet):
         candidates: Candidates,
         features: Tensor,
         sizes: list[tuple[int, int]],
+        *,
+        normalize: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`KPNet.peaks`."""
-        ((_, _, logits),) = self.maps(params, candidates, features, sizes)
-        return find_peaks(logits, sizes[0][1])
+        find = find_peaks if normalize else find_cells
+        found = [
+            find(logits, sizes[image][1])
+            for image, _, logits in self.maps(params, candidates, features, sizes)
+        ]
+        cells, scores = zip(*found, strict=True)
+        return torch.cat(cells), torch.cat(scores)
 
     def maps(
         self,
@@ -292,11 +246,17 @@ class _KPNetAtOnce(KPNet):
         features: Tensor,
         sizes: list[tuple[int, int]],
     ) -> Iterator[tuple[int, slice, Tensor]]:
-        """See :meth:`KPNet.maps`; all are in memory at once."""
-        (size,) = sizes
-        shared = self.shared_input(self.crop(features[0], self.feature_size(size)))
-        logits = self.logits(params, candidates.points, candidates.strides, shared)
-        yield 0, slice(None), self.resample(logits, size)
+        """See :meth:`KPNet.maps`; all of an image are in memory at once."""
+        counts = candidates.counts
+        of_images = zip(
+            params.split(counts),
+            candidates.points.split(counts),
+            candidates.strides.split(counts),
+            strict=True,
+        )
+        for image, (own, size) in enumerate(zip(of_images, sizes, strict=True)):
+            shared = self.shared_input(self.crop(features[image], self.feature_size(size)))
+            yield image, slice(None), self.resample(self.logits(*own, shared), size)
 
     @staticmethod
     def crop(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -97,6 +97,7 @@ def main(wheel: Path | None = None) -> None:
     Args:
         wheel: LabGym's; None downloads it.
     """
+    print("Looking for a Detectron2 that can be imported", flush=True)
     found, _ = find_installed()
     if found:
         print(f"Detectron2 {found} is kept.")

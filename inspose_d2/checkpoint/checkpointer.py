@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
+from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
@@ -23,10 +24,10 @@ from detectron2.utils import comm
 from fvcore.common.checkpoint import _filter_reused_missing_keys
 from torch import nn
 
+from ..files import UNFINISHED, sync_folder, whole_file
 from ..workers import on_one_worker
 
 LAST, BEST, DIVERGED = "last_checkpoint", "model_best", "_diverged.pth"
-TEMPORARY = ".tmp"
 NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 SHOWN_KEYS = 10
 
@@ -89,42 +90,33 @@ class InsPoseCheckpointer(DetectionCheckpointer):
         data |= {key: part.state_dict() for key, part in self.checkpointables.items()}
         self.logger.info("Saving checkpoint to %s", path)
         with _explained(path):
-            os.makedirs(self.save_dir, exist_ok=True)
-            self._remove_temporary()  # of a save that was killed: their room may be needed
-            try:
-                self._write(path, data | extra)
-            finally:
-                self._remove_temporary()
+            self._remove_unfinished()  # of a save that was killed: their room may be needed
+            self._write(path, data | extra)
         if tag_last:
             self.tag_last_checkpoint(os.path.basename(path))
 
     def _write(self, path: str, data: dict[str, Any]) -> None:
-        """Write a checkpoint and its checksum beside their places, then put them there."""
-        checksum = path + ".sha256"
-        with _synced(path + TEMPORARY) as file:
-            writer = _HashingWriter(file)
-            try:
-                torch.save(data, cast(IO[bytes], writer))
-            except RuntimeError:
-                if writer.error:  # which PyTorch hides behind its own
-                    raise writer.error from None
-                raise
-        line = f"{writer.sha256.hexdigest()}  {os.path.basename(path)}\n"
-        with _synced(checksum + TEMPORARY) as file:
-            file.write(line.encode())
-        # While a file is exchanged it has no checksum: never that of another.
-        if os.path.exists(checksum):
-            os.remove(checksum)
-            _sync_folder(self.save_dir)
-        os.replace(path + TEMPORARY, path)
-        os.replace(checksum + TEMPORARY, checksum)
-        _sync_folder(self.save_dir)
+        """Write a checkpoint and, in a file beside it, its checksum."""
+        checksum = Path(path + ".sha256")
+        with whole_file(checksum) as line:
+            with whole_file(path, "wb") as file:
+                writer = _HashingWriter(file)
+                try:
+                    torch.save(data, cast(IO[bytes], writer))
+                except RuntimeError:
+                    if writer.error:  # which PyTorch hides behind its own
+                        raise writer.error from None
+                    raise
+                # While a file is exchanged it has no checksum: never that of another.
+                checksum.unlink(missing_ok=True)
+                sync_folder(checksum.parent)
+            line.write(f"{writer.sha256.hexdigest()}  {os.path.basename(path)}\n")
 
-    def _remove_temporary(self) -> None:
-        """Remove what an interrupted save left; only a save may, or it would harm another's."""
-        for name in os.listdir(self.save_dir):
-            if name.endswith((f".pth{TEMPORARY}", f".sha256{TEMPORARY}", f"{LAST}{TEMPORARY}")):
-                os.remove(os.path.join(self.save_dir, name))
+    def _remove_unfinished(self) -> None:
+        """Remove what a save that was killed left; only a save may, or it would harm another's."""
+        for ending in (".pth", ".sha256", LAST):
+            for path in Path(self.save_dir).glob(f"*{ending}{UNFINISHED}"):
+                path.unlink()
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the file to resume from.
@@ -136,14 +128,8 @@ class InsPoseCheckpointer(DetectionCheckpointer):
             CheckpointError: it cannot be written.
         """
         path = os.path.join(self.save_dir, LAST)
-        with _explained(path):
-            try:
-                with _synced(path + TEMPORARY) as file:
-                    file.write(last_filename_basename.encode())
-                os.replace(path + TEMPORARY, path)
-            finally:
-                self._remove_temporary()
-            _sync_folder(self.save_dir)
+        with _explained(path), whole_file(path) as file:
+            file.write(last_filename_basename)
 
     def has_checkpoint(self) -> bool:
         """Whether there is a ``last_checkpoint``, or `resume_or_load` resumed without one."""
@@ -462,26 +448,6 @@ class _HashingWriter:
 
 
 @contextmanager
-def _synced(path: str) -> Iterator[IO[bytes]]:
-    """Open a file for writing that is on the disk, not only on its way, afterwards."""
-    with open(path, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: str) -> None:
-    """Bring renamed files of a folder to the disk; systems without this need none."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    number = os.open(folder or ".", os.O_DIRECTORY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
-@contextmanager
 def _explained(path: str) -> Iterator[None]:
     """Turn errors of the system while a file is written into words."""
     try:
@@ -580,10 +546,8 @@ def save_safetensors(
     except ImportError as error:
         raise CheckpointError(f"{path} needs safetensors: pip install safetensors") from error
     own = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
-    temporary = f"{path}{TEMPORARY}"
-    with _synced(temporary) as file:
+    with whole_file(path, "wb") as file:
         file.write(save(own, {"format": "pt"} | (metadata or {})))
-    os.replace(temporary, path)
 
 
 def _read_safetensors(path: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import itertools
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from ..data.check import check_config
 from ..data.images import read_image
 from ..data.keypoint_sets import register_datasets
 from ..engine.trainer import Trainer
+from ..evaluation.results import read_results
 from ..modeling import InsPose, InsPoseOfficial
 from ..modeling.geometry import Locations, map_size
 from ..modeling.keypoint_codec import decode_keypoints
@@ -330,7 +330,7 @@ def browse_results(cfg: CfgNode, results: Path, num: int, output: Path) -> Path:
     coco.dataset = Trainer.check_dataset(cfg, name, evaluation=True)
     with contextlib.redirect_stdout(None):
         coco.createIndex()
-    predictions = read_results(results, coco, cfg.MODEL.INSPOSE.NUM_KEYPOINTS)
+    predictions = read_results(results, coco.imgs, coco.cats, cfg.MODEL.INSPOSE.NUM_KEYPOINTS)
     sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS or metadata.get("keypoint_oks_sigmas", ())
     persons, false_positives = match(coco, predictions, sigmas)
 
@@ -361,36 +361,6 @@ def browse_results(cfg: CfgNode, results: Path, num: int, output: Path) -> Path:
         files=files,
         match_oks=MATCH_OKS,
     )
-
-
-def read_results(path: Path, coco: COCO, num_keypoints: int) -> list[dict[str, Any]]:
-    """Read predictions in COCO's form.
-
-    Raises:
-        ValueError: the file is something else, or of another data set.
-    """
-    try:
-        predictions = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"--results {path}: no JSON: {error}") from error
-    if not isinstance(predictions, list):
-        raise ValueError(f"--results {path}: expected a list of predictions, as COCO defines it")
-    for number, prediction in enumerate(predictions):
-        where = f"--results {path}: prediction {number}"
-        missing = {"image_id", "category_id", "score", "keypoints"} - set(prediction)
-        if missing:
-            raise ValueError(f"{where} has no {', '.join(sorted(missing))}")
-        if prediction["image_id"] not in coco.imgs:
-            raise ValueError(
-                f"{where} is of image id {prediction['image_id']}, which the data set has not: is "
-                "DATASETS.TEST the one that was evaluated?"
-            )
-        if len(prediction["keypoints"]) != 3 * num_keypoints:
-            raise ValueError(
-                f"{where} has {len(prediction['keypoints'])} numbers for keypoints, expected "
-                f"3 x {num_keypoints} (MODEL.INSPOSE.NUM_KEYPOINTS)"
-            )
-    return predictions
 
 
 def match(

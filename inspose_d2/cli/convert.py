@@ -7,13 +7,14 @@ from ..checkpoint.opera import CONFIG, convert_opera_checkpoint
 from ..data.annotations import find_problems
 from ..data.coco_file import load_annotations
 from ..data.convert.coco import read_coco
-from ..data.convert.common import Changes, Converted, write_json
+from ..data.convert.common import Changes, Converted
 from ..data.convert.cvat import read_cvat
 from ..data.convert.label_studio import read_label_studio
 from ..data.convert.labelme import read_labelme
 from ..data.convert.yolo import read_yolo, write_yolo
 from ..data.crowdpose import prepare_folder
 from ..data.select_keypoints import select_keypoints
+from ..files import write_json
 
 READERS: dict[str, Callable[..., Converted]] = {
     "coco": read_coco,

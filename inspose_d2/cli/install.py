@@ -2,10 +2,10 @@
 
 import argparse
 
-from .. import install_detectron2
+from ..install_detectron2 import main
 
 
 def run(args: argparse.Namespace) -> int:
     """Keep a working Detectron2, or install one."""
-    install_detectron2.main(args.wheel)
+    main(args.wheel)
     return 0

@@ -18,8 +18,9 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from ..checkpoint import CheckpointError
+from ..evaluation.results import ResultsFile
+from ..files import named_errors, read_json, write_json
 from .pictures import Job
-from .results import ResultsFile, named_errors
 from .rule import USAGE
 
 T = TypeVar("T")
@@ -128,11 +129,9 @@ class Shards:
             return
         path = self.folder / "run.json"
         if not path.is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path.with_suffix(".tmp").write_text(json.dumps(self.run, indent=1), encoding="utf-8")
-            path.with_suffix(".tmp").replace(path)
+            write_json(path, self.run)
             return
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
         if different := [key for key in self.run if before.get(key) != self.run[key]]:
             raise ValueError(
                 f"{self.folder} holds the pictures that an interrupted run has finished, with "
@@ -194,8 +193,7 @@ class Shards:
                 where[place] = line
             else:
                 left_out[place] = record["left_out"]
-        whole = path.with_name(f"{path.name}.tmp")
-        with contextlib.ExitStack() as stack, ResultsFile(whole) as results:
+        with contextlib.ExitStack() as stack, ResultsFile(path) as results:
             files = {
                 part: stack.enter_context(part.open("rb"))
                 for part in {x for x, _ in where.values()}
@@ -203,9 +201,7 @@ class Shards:
             for place in sorted(where):
                 part, begin = where[place]
                 files[part].seek(begin)
-                for pose in json.loads(files[part].readline())["poses"]:
-                    results.write(pose)
-        whole.replace(path)
+                results.add(json.loads(files[part].readline())["poses"])
         reasons = {
             str(self.jobs[place].source): left_out[place]
             for place in sorted(left_out.keys() - where.keys())

@@ -20,9 +20,9 @@ from detectron2.structures import Instances
 
 from ..data.images import ImageError, read_image
 from ..data.synthetic import make_image
+from ..evaluation.results import PERSON, ResultsFile, to_coco
 from .pictures import write_picture
 from .predict import Demo, make_config, threshold_of
-from .results import ResultsFile
 
 
 @contextlib.contextmanager
@@ -162,7 +162,7 @@ class Page:
         stays = POSES < view < len(poses)
         results = self._new_file(f"{Path(found.name).stem}.json")
         with ResultsFile(results) as file:
-            file.add(poses, 0, found.name)
+            file.add(to_coco(poses, 0, category_id=PERSON, file_name=found.name))
         return (
             gr.skip() if stays else self.draw(found, threshold, POSES),
             summary(found, len(poses), threshold),

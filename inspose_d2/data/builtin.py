@@ -10,7 +10,7 @@ ordinary COCO folder. Figures are reported on `val`; whoever chooses a setting d
 
 `people_{train,fit,holdout,val}` are photographs of people in COCO's form, `people/annotations/
 person_keypoints_*.json` and `people/{train,val}` below `$DETECTRON2_DATASETS`: `fit` and `holdout`
-are the parts of `train` that `tools/hold_out.py` makes.
+are the parts of `train` that `experiments/hold_out.py` makes.
 
 `crowdpose_{train,val,trainval,test}` are the files that `inspose convert crowdpose` writes.
 """

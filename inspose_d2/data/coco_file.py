@@ -5,7 +5,6 @@ learn from is left out, what follows from the rest is made from it. Detectron2 a
 files through :func:`in_memory`.
 """
 
-import json
 import logging
 import os
 import shlex
@@ -19,6 +18,7 @@ from detectron2.data.datasets import load_coco_json
 from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
 
+from ..files import read_json
 from .annotations import (
     MAX_PERSONS,
     AnnotationError,
@@ -39,7 +39,7 @@ MAX_UNREADABLE = 0.01  # of the images of a data set: training does without so f
 
 
 def load_annotations(json_file: str | os.PathLike[str]) -> Any:
-    """Read a json file, through Detectron2's `PathManager`; a byte order mark is no fault.
+    """Read a file of annotations; see :func:`.read_json`.
 
     Raises:
         OSError: it cannot be read.
@@ -51,14 +51,7 @@ def load_annotations(json_file: str | os.PathLike[str]) -> Any:
             f"{json_file} is not there: put the data set where it is registered; built-in ones lie "
             "below $DETECTRON2_DATASETS, by default ./datasets"
         )
-    with PathManager.open(json_file, "rb") as file:
-        data = file.read()
-    try:
-        return json.loads(data)  # of bytes: UTF-8, whatever the locale says
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{json_file} is no JSON in UTF-8, or was cut off: {error}; write or copy it anew"
-        ) from error
+    return read_json(json_file)
 
 
 def check_annotations(

@@ -6,11 +6,11 @@ CrowdPose's files lack: an `area`, 0.53 of the box as in the API of CrowdPose's 
 theirs; and the names and skeleton of the 14 keypoints. The images are not touched.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..files import write_json
 from .builtin import CROWDPOSE_NAMES, CROWDPOSE_SKELETON
 from .coco_file import load_annotations
 
@@ -69,7 +69,6 @@ def prepare_folder(folder: Path, output: Path | None = None) -> Iterator[str]:
     if not files:
         raise ValueError(f"{folder} has no crowdpose_{{train,val,trainval,test}}.json")
     output = output or folder.parent / "annotations"
-    output.mkdir(parents=True, exist_ok=True)
     for file in files:
         try:
             coco = prepare(load_annotations(file))
@@ -77,7 +76,7 @@ def prepare_folder(folder: Path, output: Path | None = None) -> Iterator[str]:
             raise ValueError(f"{file}: no file of CrowdPose: {error!r}") from error
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
-        (output / file.name).write_text(json.dumps(coco))
+        write_json(output / file.name, coco)
         yield (
             f"{output / file.name}: {len(coco['images'])} images, "
             f"{len(coco['annotations'])} persons"

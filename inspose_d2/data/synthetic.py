@@ -17,7 +17,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -109,6 +109,8 @@ CIRCLE = np.array([(np.cos(t), np.sin(t)) for t in np.arange(20) * np.pi / 10])
 
 Colour = tuple[int, int, int]  # BGR, 0..255
 Range = tuple[float, float]
+Size = tuple[int, int]  # width, height
+Random = np.random.Generator
 
 
 @dataclass(frozen=True)
@@ -521,22 +523,14 @@ def build_noisy_people(root: str | os.PathLike[str]) -> Path:
     from pycocotools.cocoeval import Params
 
     sigmas = Params("keypoints").kpt_oks_sigmas
-    coco = json.loads(build_synthetic_people(root, "train").read_text())
-    sizes = {image["id"]: (image["width"], image["height"]) for image in coco["images"]}
-    rng = np.random.default_rng(coco["info"]["seed"])
-    for person in coco["annotations"]:
-        keypoints = np.array(person["keypoints"]).reshape(NUM_KEYPOINTS, 3)
+
+    def change(keypoints: np.ndarray, person: dict[str, Any], size: Size, rng: Random) -> None:
         width = sigmas * (person["area"] / 2) ** 0.5  # of x and of y, pixels
         xy = keypoints[:, :2] + rng.normal(size=(NUM_KEYPOINTS, 2)) * width[:, None]
-        xy = xy.clip(0, np.subtract(sizes[person["image_id"]], 1)).round(2)
+        xy = xy.clip(0, np.subtract(size, 1)).round(2)
         keypoints[:, :2] = np.where(keypoints[:, 2:] > 0, xy, 0)
-        person["keypoints"] = keypoints.ravel().tolist()
-    folder = Path(root) / "synthetic_people" / "annotations"
-    json_file, partial = (folder / f"person_keypoints_train_noisy.{x}" for x in ("json", "partial"))
-    with file_lock(str(json_file)):
-        partial.write_text(json.dumps(coco))
-        partial.replace(json_file)
-    return json_file
+
+    return _write_variant(root, "noisy", change)
 
 
 def build_partial_people(root: str | os.PathLike[str]) -> Path:
@@ -552,29 +546,53 @@ def build_partial_people(root: str | os.PathLike[str]) -> Path:
     Returns:
         `<root>/synthetic_people/annotations/person_keypoints_train_partial.json`.
     """
-    coco = json.loads(build_synthetic_people(root, "train").read_text())
-    rng = np.random.default_rng(coco["info"]["seed"])
-    for person in coco["annotations"]:
-        keypoints = np.array(person["keypoints"]).reshape(NUM_KEYPOINTS, 3)
+
+    def change(keypoints: np.ndarray, _: dict[str, Any], __: Size, rng: Random) -> None:
         direction = rng.normal(size=2)  # before the next line: as many numbers for each person
         labelled = np.flatnonzero(keypoints[:, 2])
         order = labelled[np.argsort(keypoints[labelled, :2] @ direction)]
         keypoints[order[len(order) - len(order) // 3 :]] = 0
+
+    return _write_variant(root, "partial", change)
+
+
+def _write_variant(
+    root: str | os.PathLike[str],
+    name: str,
+    change: Callable[[np.ndarray, dict[str, Any], Size, Random], None],
+) -> Path:
+    """Write "train" with other keypoints.
+
+    Args:
+        root: folder of data sets.
+        name: of the variant.
+        change: changes the keypoints (17, 3) of a person in an image of a size (width, height).
+    """
+    json_file = build_synthetic_people(root, "train")
+    coco = json.loads(json_file.read_text())
+    sizes = {image["id"]: (image["width"], image["height"]) for image in coco["images"]}
+    rng = np.random.default_rng(coco["info"]["seed"])
+    for person in coco["annotations"]:
+        keypoints = np.array(person["keypoints"]).reshape(NUM_KEYPOINTS, 3)
+        change(keypoints, person, sizes[person["image_id"]], rng)
         person["keypoints"] = keypoints.ravel().tolist()
         person["num_keypoints"] = int((keypoints[:, 2] > 0).sum())
-    folder = Path(root) / "synthetic_people" / "annotations"
-    json_file = folder / "person_keypoints_train_partial.json"
+    json_file = json_file.with_name(f"person_keypoints_train_{name}.json")
     with file_lock(str(json_file)):
-        partial = json_file.with_suffix(".partial")
-        partial.write_text(json.dumps(coco))
-        partial.replace(json_file)
+        _write_json(json_file, coco)
     return json_file
+
+
+def _write_json(path: Path, coco: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(coco))
+    partial.replace(path)
 
 
 def _write_split(
     folder: Path, split: str, json_file: Path, info: dict[str, Any], num_workers: int
 ) -> None:
-    partial_folder, partial_json = folder / f".{split}.partial", json_file.with_suffix(".partial")
+    partial_folder = folder / f".{split}.partial"
     shutil.rmtree(partial_folder, ignore_errors=True)
     partial_folder.mkdir(parents=True)
     category = {"id": 1, "name": "person", "supercategory": "person"}
@@ -587,11 +605,10 @@ def _write_split(
         for annotation in people:
             ids = {"id": len(coco["annotations"]) + 1, "image_id": image["id"]}
             coco["annotations"].append({**ids, **annotation})
-    partial_json.write_text(json.dumps(coco))
     json_file.unlink(missing_ok=True)
     shutil.rmtree(folder / split, ignore_errors=True)
     partial_folder.replace(folder / split)
-    partial_json.replace(json_file)
+    _write_json(json_file, coco)
     logger.info(
         "Wrote %d images with %d people to %s",
         len(coco["images"]),
@@ -679,41 +696,8 @@ def _overlap(box: np.ndarray, other: np.ndarray) -> float:
     return float(np.prod(sides.clip(min=0)) / min(areas))
 
 
-def draw_people(picture: np.ndarray, annotations: list[dict[str, Any]]) -> np.ndarray:
-    """Draw boxes and keypoints, filled where v = 2 and hollow where v = 1, at twice the size."""
-    drawing = cv2.resize(picture, None, fx=2, fy=2)
-    for annotation in annotations:
-        keypoints = np.array(annotation["keypoints"]).reshape(-1, 3)
-        points = np.rint(2 * keypoints[:, :2] + 0.5).astype(int).tolist()
-        for i, j in SKELETON:
-            if keypoints[i, 2] and keypoints[j, 2]:
-                cv2.line(drawing, points[i], points[j], (255, 255, 255), 1, cv2.LINE_AA)
-        for name, point, v in zip(KEYPOINT_NAMES, points, keypoints[:, 2], strict=True):
-            colour = {"left": (255, 120, 0), "right": (0, 140, 255)}.get(name.split("_")[0])
-            if v:
-                cv2.circle(drawing, point, 4, colour or (255, 0, 255), -1 if v == 2 else 1)
-        x, y, width, height = (2 * side for side in annotation["bbox"])
-        cv2.rectangle(drawing, (x, y), (x + width - 1, y + height - 1), (0, 255, 0))
-    return drawing
-
-
-def write_preview(json_file: Path, split: str, output: Path, rows: int = 4) -> None:
-    """Write a sheet of the first `rows` x `rows` images of a set with their people drawn."""
-    coco = json.loads(json_file.read_text())
-    size = 2 * coco["info"]["image_size"]
-    sheet = np.zeros((rows * size, rows * size, 3), np.uint8)
-    for tile, image in enumerate(coco["images"][: rows**2]):
-        picture = cv2.imread(str(json_file.parents[1] / split / image["file_name"]))
-        people = [person for person in coco["annotations"] if person["image_id"] == image["id"]]
-        drawing = draw_people(np.asarray(picture), people)
-        y, x = tile // rows * size, tile % rows * size
-        sheet[y : y + drawing.shape[0], x : x + drawing.shape[1]] = drawing
-    if not cv2.imwrite(str(output), sheet):
-        raise OSError(f"could not write {output}")
-
-
 def main() -> None:
-    """Build a split from the command line, and a preview of it."""
+    """Build a split from the command line."""
     if sys.argv[1:2] == ["--job"]:  # one of our own processes
         for record in Job(**json.loads(sys.argv[2])).run():
             sys.stdout.write(json.dumps(record) + "\n")
@@ -723,17 +707,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of data sets")
     parser.add_argument("--split", choices=list(SPLITS), default="train")
     parser.add_argument("--num-images", type=int, help="default: 4000 for train, 300 for val")
-    parser.add_argument("--image-size", type=int, default=IMAGE_SIZE, help="longer side, pixels")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num-workers", type=int, help="processes; default: one per processor")
-    parser.add_argument("--preview", type=Path, help="picture of the first images to write")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    json_file = build_synthetic_people(
-        args.output, args.split, args.num_images, args.image_size, args.seed, args.num_workers
-    )
-    if args.preview:
-        write_preview(json_file, args.split, args.preview)
+    build_synthetic_people(args.output, args.split, args.num_images)
 
 
 if __name__ == "__main__":

@@ -82,14 +82,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def main(args: argparse.Namespace) -> dict[str, Any] | None:
+def main(args: argparse.Namespace, trainer: type[Trainer] = Trainer) -> dict[str, Any] | None:
     """Run one worker.
 
     Exit status 2 where a run cannot begin with what it was given, 3 where ``--resume`` finds no
     valid checkpoint.
     """
     try:
-        work = prepare(setup(args), args)
+        work = prepare(setup(args), args, trainer)
     except NoValidCheckpoint as error:
         logger.error("%s", error)
         sys.exit(3)
@@ -99,24 +99,26 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     return work()
 
 
-def prepare(cfg: CfgNode, args: argparse.Namespace) -> Callable[[], dict[str, Any] | None]:
+def prepare(
+    cfg: CfgNode, args: argparse.Namespace, trainer: type[Trainer]
+) -> Callable[[], dict[str, Any] | None]:
     """Build all that a run needs; returns the evaluation with ``--eval-only``, else the training.
 
     ``TEST.AUG`` is for ``--eval-only``: evaluation on the way of training sees each image once.
     """
     if args.eval_only:
-        Trainer.check_test_sets(cfg)
-        model = Trainer.build_model(cfg)
+        trainer.check_test_sets(cfg)
+        model = trainer.build_model(cfg)
         describe_model(cfg, model)
         InsPoseCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
             cfg.MODEL.WEIGHTS, resume=args.resume, strict=True
         )
-        test = Trainer.test_with_augmentation if cfg.TEST.AUG.ENABLED else Trainer.test
+        test = trainer.test_with_augmentation if cfg.TEST.AUG.ENABLED else trainer.test
         return partial(test, cfg, model)
-    trainer = Trainer(cfg)
-    describe_model(trainer.cfg, trainer.checkpointer.model)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train
+    training = trainer(cfg)
+    describe_model(training.cfg, training.checkpointer.model)
+    training.resume_or_load(resume=args.resume)
+    return training.train
 
 
 @contextlib.contextmanager
@@ -136,10 +138,10 @@ def under_torchrun(backend: str, timeout: timedelta) -> Iterator[None]:
     dist.destroy_process_group()  # in order alone: where one has failed, others may still wait
 
 
-def main_under_torchrun(args: argparse.Namespace) -> None:
+def main_under_torchrun(args: argparse.Namespace, trainer: type[Trainer]) -> None:
     """Run one worker that torchrun has started: the world is described by the environment."""
     with under_torchrun("nccl" if torch.cuda.is_available() else "gloo", DEFAULT_TIMEOUT):
-        main(args)
+        main(args, trainer)
 
 
 def problems_of_launch(args: argparse.Namespace) -> Iterator[str]:
@@ -170,7 +172,7 @@ def problems_of_launch(args: argparse.Namespace) -> Iterator[str]:
         yield f"--dist-url is {args.dist_url}: give tcp://HOST:PORT, the port in 1 to 65535"
 
 
-def launch_workers(args: argparse.Namespace) -> None:
+def launch_workers(args: argparse.Namespace, trainer: type[Trainer] = Trainer) -> None:
     """Run a worker per GPU; what ends them ends this program with the same exit status."""
     received: list[int] = []
 
@@ -194,7 +196,7 @@ def launch_workers(args: argparse.Namespace) -> None:
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(args,),
+            args=(args, trainer),
         )
     except torch.multiprocessing.ProcessExitedException as error:
         sys.exit(error.exit_code if error.exit_code >= 0 else 128 - error.exit_code)
@@ -202,18 +204,19 @@ def launch_workers(args: argparse.Namespace) -> None:
         sys.exit(128 + received[0])
 
 
-def run(args: argparse.Namespace | None = None) -> None:
+def run(args: argparse.Namespace | None = None, trainer: type[Trainer] = Trainer) -> None:
     """Train or evaluate.
 
     Args:
         args: of Detectron2's ``default_argument_parser``; None reads the command line by it.
+        trainer: class of what trains and evaluates.
     """
     args = args or default_argument_parser().parse_args()
     try:
         if dist.is_torchelastic_launched():
-            main_under_torchrun(args)
+            main_under_torchrun(args, trainer)
         else:
-            launch_workers(args)
+            launch_workers(args, trainer)
     except BAD_INPUT:  # what was wrong at the beginning has ended the program already
         traceback.print_exc()
         sys.exit(1)

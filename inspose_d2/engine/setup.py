@@ -60,7 +60,7 @@ def describe_model(cfg: CfgNode, model: Any) -> None:
         return
     _write(cfg.OUTPUT_DIR, "model.txt", str(model))
     parameters, macs = list(model.parameters()), ""
-    if hasattr(model, "predict"):  # a peer has no such part
+    if hasattr(model, "predict"):  # not every architecture has it
         height, width = size = input_size(cfg, model)
         macs = f"; {count_macs(model, size) / 1e9:.1f} GMACs at {width} x {height} pixels"
     logger.info(

@@ -49,7 +49,6 @@ from .test_time_augmentation import InsPoseWithTTA
 from .train_loop import DivergedError, TrainLoop, explain
 
 MAX_WARMUP = 5  # one in so many steps, at most, warms up
-OURS = ("InsPose", "InsPoseOfficial")  # architectures; others are peers
 
 logger = logging.getLogger(__name__)
 
@@ -325,13 +324,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Build the model; the peer's on the CPU in channels-last layout, as InsPose's are."""
-        model = build_model(cfg)  # Detectron2's trainer would print it
-        if model.device.type == "cpu" and cfg.MODEL.META_ARCHITECTURE not in OURS:
-            for name, part in model.named_children():
-                if name != "roi_heads":  # Detectron2's keypoint head cannot
-                    part.to(memory_format=torch.channels_last)
-        return model
+        """Build the model; Detectron2's trainer would print it."""
+        return build_model(cfg)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -369,17 +363,13 @@ class Trainer(DefaultTrainer):
         return maybe_add_gradient_clipping(cfg, adamw)
 
     @classmethod
-    def build_train_mapper(cls, cfg: CfgNode) -> DatasetMapper:
-        """Build :class:`InsPoseDatasetMapper` for InsPose, Detectron2's for ``configs/peer``.
-
-        Other models do not know persons without keypoints.
-        """
-        is_ours = cfg.MODEL.META_ARCHITECTURE in OURS
-        return (InsPoseDatasetMapper if is_ours else DatasetMapper)(cfg, is_train=True)
+    def build_mapper(cls, cfg: CfgNode, is_train: bool) -> DatasetMapper:
+        """Build what reads an image and its persons."""
+        return InsPoseDatasetMapper(cfg, is_train)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """Check the annotations, load training data through :meth:`build_train_mapper`.
+        """Check the annotations, load training data through :meth:`build_mapper`.
 
         Raises:
             ValueError: the config asks for what this loader cannot do.
@@ -413,7 +403,7 @@ class Trainer(DefaultTrainer):
         )
         return build_train_loader(
             DatasetFromList(dataset, copy=False),
-            cls.build_train_mapper(cfg),
+            cls.build_mapper(cfg, is_train=True),
             batch_size=cfg.SOLVER.IMS_PER_BATCH // num_workers,
             seed=max(cfg.SEED, 0),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
@@ -424,8 +414,7 @@ class Trainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Check the annotations that poses will be scored by, load the images."""
         checked = cls.check_dataset(cfg, dataset_name, evaluation=True)
-        is_ours = cfg.MODEL.META_ARCHITECTURE in OURS
-        mapper = (InsPoseDatasetMapper if is_ours else DatasetMapper)(cfg, is_train=False)
+        mapper = cls.build_mapper(cfg, is_train=False)
         file = MetadataCatalog.get(dataset_name).get("json_file")
         with in_memory({file: checked} if checked else {}, evaluation=True):
             return guard_loader(build_detection_test_loader(cfg, dataset_name, mapper=mapper))

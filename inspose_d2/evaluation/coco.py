@@ -1,9 +1,7 @@
 """COCO's figures of poses, with a definite answer to bad, missing and repeated predictions."""
 
 import contextlib
-import copy
 import io
-import json
 import os
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -16,7 +14,6 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import (
     COCOeval_opt,
     _evaluate_predictions_on_coco,
-    instances_to_coco_json,
 )
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
@@ -25,6 +22,9 @@ from tabulate import tabulate
 from torch import Tensor
 
 from ..data.coco_file import in_memory
+from ..modeling.oks import COCO_SIGMAS
+from .results import ResultsFile, to_coco
+from .visibility import evaluate_visibility
 
 try:
     import faster_coco_eval  # the extra "eval": the same figures sooner
@@ -55,7 +55,8 @@ class InsPoseEvaluator(COCOEvaluator):
     perfect), reports AP 0 where nothing was predicted and NaN where there is nothing to find,
     counts a repeated image once, leaves what it is given unchanged, and keeps tensors rather than
     Python numbers of each image until the end. It also reports keypoint AP by the number of persons
-    in the image, takes sigmas from the metadata, and reads annotations as
+    in the image and, where poses have ``pred_visibility``, how well it tells hidden keypoints from
+    visible ones; it takes sigmas from the metadata, and reads annotations as
     :func:`~inspose_d2.data.coco_file.plain` makes them. faster-coco-eval computes the figures where
     it is installed.
     """
@@ -94,7 +95,8 @@ class InsPoseEvaluator(COCOEvaluator):
         Args:
             inputs: per image "image_id" and, for messages, "file_name".
             outputs: per image {"instances": ``Instances`` with pred_boxes, scores, pred_classes
-                and, for the task "keypoints", pred_keypoints (N, K, 3), in pixels}.
+                and, for the task "keypoints", pred_keypoints (N, K, 3), in pixels, and, if it is
+                there, pred_visibility (N, K)}.
 
         Raises:
             ValueError: a box, score or keypoint is not finite.
@@ -122,8 +124,9 @@ class InsPoseEvaluator(COCOEvaluator):
 
         Returns:
             Per task its ``METRICS`` in percent, of keypoints ``AP_BY_PEOPLE`` too: 0 where nothing
-            was predicted, NaN where there is nothing to find. Empty without annotations (test-dev)
-            and on all workers but the first.
+            was predicted, NaN where there is nothing to find. As "visibility", where it was
+            predicted, the figures of :func:`.evaluate_visibility`. Empty without annotations
+            (test-dev) and on all workers but the first.
         """
         comm.synchronize()
         gathered = list(chain(*comm.gather(self._predictions, dst=0)))
@@ -140,10 +143,15 @@ class InsPoseEvaluator(COCOEvaluator):
         if not self._do_evaluation:
             self._logger.info("Annotations are not available for evaluation.")
             return {}
-        return {
-            task: self._evaluate_task(task, self._best_records(task, predictions), img_ids)
-            for task in sorted(self._tasks)
-        }
+        results = {}
+        for task in sorted(self._tasks):
+            records = self._best_records(task, predictions)
+            results[task] = self._evaluate_task(task, records, img_ids)
+            if task == "keypoints" and records and "visibility" in records[0]:
+                wanted = [x for x in records if img_ids is None or x["image_id"] in img_ids]
+                sigmas = list(self._kpt_oks_sigmas or COCO_SIGMAS.values())
+                results["visibility"] = evaluate_visibility(self._coco_api, wanted, sigmas)
+        return results
 
     def _copy(self, instances: Instances) -> Instances:
         """Copy what the tasks need to the CPU, apart from any larger storage behind it."""
@@ -155,12 +163,13 @@ class InsPoseEvaluator(COCOEvaluator):
         # A model that finds nobody may leave the keypoints out.
         if "keypoints" in self._tasks and (len(instances) or instances.has("pred_keypoints")):
             fields["pred_keypoints"] = instances.pred_keypoints.to("cpu", copy=True)
+            if instances.has("pred_visibility"):
+                fields["pred_visibility"] = instances.pred_visibility.to("cpu", copy=True)
         return Instances(instances.image_size, **fields)
 
     def _records(self, image_id: int, poses: Instances) -> list[dict[str, Any]]:
         """Predictions of an image in COCO's result format."""
-        # A copy, for Detectron2 takes off the half pixel in place.
-        records = instances_to_coco_json(copy.deepcopy(poses), image_id)
+        records = to_coco(poses, image_id)
         contiguous = getattr(self._metadata, "thing_dataset_id_to_contiguous_id", None)
         if contiguous is not None:
             dataset_ids = {number: dataset_id for dataset_id, number in contiguous.items()}
@@ -185,19 +194,12 @@ class InsPoseEvaluator(COCOEvaluator):
         return best
 
     def _write(self, predictions: dict[int, Instances]) -> None:
-        """Write all records as strict JSON, image by image: as one text they take 1 MiB of each."""
+        """Write all records image by image: as one text they take 1 MiB of each."""
         path = os.path.join(self._output_dir, "coco_instances_results.json")
         self._logger.info("Saving results to %s", path)
-        os.makedirs(self._output_dir, exist_ok=True)
-        unfinished = f"{path}.unfinished"
-        with open(unfinished, "w", encoding="utf-8") as file:
-            separator = "["
+        with ResultsFile(path) as file:
             for image_id, poses in predictions.items():
-                for record in self._records(image_id, poses):
-                    file.write(separator + json.dumps(record, allow_nan=False))
-                    separator = ", "
-            file.write("[]" if separator == "[" else "]")
-        os.replace(unfinished, path)
+                file.add(self._records(image_id, poses))
 
     def _evaluate_task(
         self, task: str, records: list[dict[str, Any]], img_ids: Sequence[int] | None

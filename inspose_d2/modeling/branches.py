@@ -1,6 +1,10 @@
 """The three branches on P3, which see no person in particular (fig. 3)."""
 
+from typing import Any
+
 import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from .head import conv_tower, init_as_retinanet, prior_bias
@@ -11,6 +15,7 @@ class _Branch(nn.Module):
 
     untrained_output = 0.0
 
+    @configurable
     def __init__(
         self,
         *,
@@ -51,12 +56,46 @@ class _Branch(nn.Module):
 class KeypointFeatureBranch(_Branch):
     """The shared input of all KP-Nets, F_kp of sec. 3.2: 8 channels in the paper."""
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode, feature: ShapeSpec) -> dict[str, Any]:
+        """Read all; the output is at the maps' stride where features are resampled (ours)."""
+        node = cfg.MODEL.INSPOSE
+        scale = feature.stride / node.MAP_STRIDE if node.RESAMPLE == "features" else 1
+        branch = node.KEYPOINT_BRANCH
+        return _arguments(cfg, branch, feature, branch.OUT_CHANNELS, scale)
+
 
 class DiskOffsetBranch(_Branch):
     """Offsets from cells to the keypoints near them, sec. 3.3: 2K channels x0, y0, x1, ..."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, feature: ShapeSpec) -> dict[str, Any]:
+        """Read all; the output is at the maps' stride."""
+        node = cfg.MODEL.INSPOSE
+        scale = feature.stride / node.MAP_STRIDE
+        return _arguments(cfg, node.DISK_OFFSET, feature, 2 * node.NUM_KEYPOINTS, scale)
 
 
 class HeatmapBranch(_Branch):
     """Logits of multi-person heatmaps, K channels: auxiliary task of sec. 3.4, training only."""
 
     untrained_output = prior_bias(0.1)  # heatmaps begin low (CornerNet)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, feature: ShapeSpec) -> dict[str, Any]:
+        """Read all; the output is at the stride of the feature."""
+        node = cfg.MODEL.INSPOSE
+        return _arguments(cfg, node.HEATMAP, feature, node.NUM_KEYPOINTS)
+
+
+def _arguments(
+    cfg: CfgNode, branch: CfgNode, feature: ShapeSpec, out_channels: int, scale: float = 1
+) -> dict[str, Any]:
+    return {
+        "in_channels": feature.channels,
+        "num_convs": branch.NUM_CONVS,
+        "conv_dim": branch.CONV_DIM,
+        "norm": cfg.MODEL.INSPOSE.NORM,
+        "out_channels": out_channels,
+        "scale": scale,
+    }

@@ -1,13 +1,16 @@
 """Predictions at every location: person or not, KP-Net parameters (sec. 3.1), a box (Table 4)."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn
 
 from .candidates import Candidates
+from .predictions import PersonPredictions
 
 MAX_LOG_DISTANCE = 7.0  # e^7 strides are beyond any image: a wild prediction stays finite
 
@@ -58,9 +61,10 @@ class InsPoseHead(nn.Module):
     """Classification head and parameter head, their weights shared over the levels (fig. 3).
 
     Only a few hundred of some 20,000 locations ever need their KP-Net parameters or their box. So
-    ``forward`` stops at the features that :meth:`patches_at` reads at chosen locations.
+    ``forward`` stops at the features that :meth:`at` reads at chosen locations.
     """
 
+    @configurable
     def __init__(
         self,
         *,
@@ -72,6 +76,7 @@ class InsPoseHead(nn.Module):
         prior_prob: float,
         with_boxes: bool,
         num_regressed: int = 0,
+        num_visibility: int = 0,
     ) -> None:
         """Build both towers.
 
@@ -85,6 +90,8 @@ class InsPoseHead(nn.Module):
             with_boxes: whether boxes are predicted from the parameter tower (end of sec. 3.4).
             num_regressed: keypoints that are regressed from the parameter tower, an auxiliary
                 task of training (the authors' later code); 0 regresses none.
+            num_visibility: keypoints whose visibility is predicted from the parameter tower (ours);
+                0 predicts none.
         """
         super().__init__()
         self.cls_subnet = conv_tower(in_channels, conv_dim, num_convs, norm)
@@ -95,8 +102,25 @@ class InsPoseHead(nn.Module):
         self.regression_pred = (
             nn.Conv2d(conv_dim, 2 * num_regressed, 3, padding=1) if num_regressed else None
         )
+        self.visibility_pred = (
+            nn.Conv2d(conv_dim, num_visibility, 3, padding=1) if num_visibility else None
+        )
         init_as_retinanet(self)
         nn.init.constant_(self.cls_score.bias, prior_bias(prior_prob))  # type: ignore[arg-type]
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read all but ``in_channels`` and ``num_params``."""
+        node = cfg.MODEL.INSPOSE
+        return {
+            "num_convs": node.NUM_CONVS,
+            "conv_dim": node.CONV_DIM,
+            "norm": node.NORM,
+            "prior_prob": node.PRIOR_PROB,
+            "with_boxes": node.BOX_HEAD.ENABLED,
+            "num_regressed": node.NUM_KEYPOINTS if node.REGRESSION.ENABLED else 0,
+            "num_visibility": node.NUM_KEYPOINTS if node.VISIBILITY.ENABLED else 0,
+        }
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Predict persons and prepare the parameters.
@@ -106,36 +130,42 @@ class InsPoseHead(nn.Module):
 
         Returns:
             (B, L) person logits, L over all levels, row by row, and per level the
-            (B, conv_dim, H_l, W_l) input of :meth:`patches_at`.
+            (B, conv_dim, H_l, W_l) input of :meth:`at`.
         """
         logits = [self.cls_score(self.cls_subnet(x)).flatten(1) for x in features]
         return torch.cat(logits, dim=1), [self.params_subnet(x) for x in features]
 
-    def patches_at(self, params_features: list[Tensor], candidates: Candidates) -> Tensor:
-        """Gather what the last 3x3 convolutions see at N locations.
+    def at(self, params_features: list[Tensor], candidates: Candidates) -> PersonPredictions:
+        """Predict what is only asked for at N locations.
 
         Args:
             params_features: from :meth:`forward`.
             candidates: the locations, counted as in the logits.
 
         Returns:
-            (N, 9 * conv_dim) patches.
+            The predictions; regressed keypoints and visibility in training alone.
         """
-        return gather_patches(params_features, candidates.image, candidates.index)
+        patches = gather_patches(params_features, candidates.image, candidates.index)
+        regressed = None
+        if self.regression_pred is not None and self.training:
+            regressed = convolve_patches(self.regression_pred, patches).unflatten(1, (-1, 2))
+        return PersonPredictions(
+            candidates,
+            params=convolve_patches(self.params_pred, patches),
+            boxes=self.predict_boxes(patches, candidates),
+            regressed=regressed,
+            visibility=self.predict_visibility(patches) if self.training else None,
+        )
 
-    def predict_params(self, patches: Tensor) -> Tensor:
-        """Map (N, 9 * conv_dim) patches to (N, P) KP-Net parameters."""
-        return convolve_patches(self.params_pred, patches)
-
-    def regress_keypoints(self, patches: Tensor) -> Tensor | None:
-        """Map (N, 9 * conv_dim) patches to the offsets from their locations to the keypoints.
+    def predict_visibility(self, patches: Tensor) -> Tensor | None:
+        """Map (N, 9 * conv_dim) patches to the visibility of the keypoints.
 
         Returns:
-            (N, K, 2) x, y in strides of the locations' levels; None without the regression.
+            (N, K) logits of the probability that a keypoint is visible; None without the output.
         """
-        if self.regression_pred is None:
+        if self.visibility_pred is None:
             return None
-        return convolve_patches(self.regression_pred, patches).unflatten(1, (-1, 2))
+        return convolve_patches(self.visibility_pred, patches)
 
     def predict_boxes(self, patches: Tensor, candidates: Candidates) -> Tensor | None:
         """Predict the box of the person at each location.
@@ -144,7 +174,7 @@ class InsPoseHead(nn.Module):
         upper, right and lower side of the box (ours; FCOS learns a scale per level besides).
 
         Args:
-            patches: (N, 9 * conv_dim) from :meth:`patches_at`.
+            patches: (N, 9 * conv_dim) from :func:`gather_patches`.
             candidates: the N locations.
 
         Returns:

@@ -63,7 +63,7 @@ class ImageModel(nn.Module):
         """Scale the poses of a batch to the sizes that its inputs ask for.
 
         Args:
-            poses: per image, in pixels of the network input.
+            poses: per image, in pixels of the network input, with pred_locations, which go.
             batched_inputs: with "height" and "width" where another size than the input's is asked.
             image_sizes: (H, W) of each image without padding, pixels.
 
@@ -73,7 +73,9 @@ class ImageModel(nn.Module):
         results = []
         for pose, inputs, (height, width) in zip(poses, batched_inputs, image_sizes, strict=True):
             asked = inputs.get("height", height), inputs.get("width", width)
-            results.append({"instances": self.postprocess(pose, *asked)})
+            scaled = self.postprocess(pose, *asked)
+            scaled.remove("pred_locations")
+            results.append({"instances": scaled})
         return results
 
     def normalize(self, image: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def keypoint_maps_of(
     size = images.image_sizes[0]
     predictions: Any = model.predict(images.tensor)
     locations = model.locations_of(predictions)
-    poses = model.inference(predictions, locations, [size], with_locations=True)[0]
+    poses = model.inference(predictions, locations, [size])[0]
     asked = inputs.get("height", size[0]), inputs.get("width", size[1])
     poses = model.postprocess(poses, *asked)
     if not all(0 <= number < len(poses) for number in chosen):

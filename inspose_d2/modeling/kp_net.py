@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -39,6 +40,7 @@ class KPNet:
     for each layer the weight (out, in), then the bias (out).
     """
 
+    @configurable
     def __init__(
         self,
         *,
@@ -87,6 +89,20 @@ class KPNet:
         self.backend = backend
         self.num_params = sum(n_in * n_out + n_out for n_in, n_out in self.layers)
         self.num_keypoints = num_keypoints
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, feature_stride: int) -> dict[str, Any]:
+        """Read all; ``feature_stride`` is that of KEYPOINT_BRANCH.IN_FEATURE."""
+        node = cfg.MODEL.INSPOSE
+        return {
+            "stride": node.MAP_STRIDE if node.RESAMPLE == "features" else feature_stride,
+            "map_stride": node.MAP_STRIDE,
+            "feature_channels": node.KEYPOINT_BRANCH.OUT_CHANNELS,
+            "channels": node.KP_NET.CHANNELS,
+            "num_layers": node.KP_NET.NUM_LAYERS,
+            "num_keypoints": node.NUM_KEYPOINTS,
+            "backend": node.KP_NET.BACKEND,
+        }
 
     def split(self, params: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Cut parameter vectors into layers.
@@ -224,6 +240,8 @@ class KPNet:
         candidates: Candidates,
         features: Tensor,
         sizes: list[tuple[int, int]],
+        *,
+        normalize: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Find the peak of every keypoint map (eq. 2).
 
@@ -232,10 +250,12 @@ class KPNet:
             candidates: the N locations that they come from.
             features: (B, C, H, W) shared features of the batch.
             sizes: (H, W) of each image's maps without padding; peaks lie inside.
+            normalize: whether scores are probabilities, which take a third of the time.
 
         Returns:
             (N, K) int64 cell indices, row * W + column of the unpadded map, the first of equal
-            maxima, and (N, K) scores: the softmax probability of the map at its peak, in [0, 1].
+            maxima, and (N, K) scores: the softmax probability of the map at its peak, in [0, 1],
+            or without ``normalize`` its logit there.
         """
         kernels = self._checked_kernels(differing_peaks, params, candidates, features, sizes)
         if kernels is not None:
@@ -245,12 +265,13 @@ class KPNet:
                 stride=self.stride,
                 widths=self.widths,
             )
-            return cells, (peaks - log_sums).exp()
+            return cells, (peaks - log_sums).exp() if normalize else peaks
         scores = features.new_empty(len(params), self.num_keypoints, dtype=torch.float32)
         cells = torch.empty_like(scores, dtype=torch.int64)
+        find = find_peaks if normalize else find_cells
         for image, chunk, logits in self.maps(params, candidates, features, sizes):
             height, width = sizes[image]
-            cells[chunk], scores[chunk] = find_peaks(logits, width * math.gcd(height, 4))
+            cells[chunk], scores[chunk] = find(logits, width * math.gcd(height, 4))
         return cells, scores
 
     def maps(
@@ -427,16 +448,16 @@ def find_peaks(logits: Tensor, block: int) -> tuple[Tensor, Tensor]:
         (N, K) int64 cell indices, the first of equal maxima, and (N, K) scores: the softmax
         probability of the map at its peak.
     """
-    return find_cells(logits, block), logits.softmax(dim=2).amax(dim=2)
+    return find_cells(logits, block)[0], logits.softmax(dim=2).amax(dim=2)
 
 
-def find_cells(logits: Tensor, block: int) -> Tensor:
-    """Find the cells of the peaks alone; see :func:`find_peaks`."""
+def find_cells(logits: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Find the cells (N, K) of the peaks and the logits (N, K) there; see :func:`find_peaks`."""
     # On a CPU argmax is slow, amax over long rows is not: first the best block.
     blocks = logits.unflatten(2, (-1, block))
-    best = blocks.amax(dim=3).argmax(dim=2)  # (N, K)
+    peaks, best = blocks.amax(dim=3).max(dim=2)  # (N, K)
     in_best = blocks.gather(2, best[..., None, None].expand(-1, -1, 1, block))[:, :, 0]
-    return best * block + in_best.argmax(dim=2)
+    return best * block + in_best.argmax(dim=2), peaks
 
 
 class _LogProbs(torch.autograd.Function):

@@ -1,11 +1,10 @@
-"""From decoded poses to ``Instances`` (end of sec. 3.4)."""
+"""Boxes and areas of decoded poses, and which of them stay (end of sec. 3.4)."""
 
 import logging
 import math
 
 import numpy as np
 import torch
-from detectron2.structures import Boxes, Instances
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import nms
@@ -144,11 +143,11 @@ def best_poses(
     nms_threshold: float,
     max_poses: int,
     sigmas: Tensor | None = None,
-) -> tuple[Tensor, int]:
-    """Choose the poses that stay.
+) -> Tensor:
+    """Suppress double poses and keep the best.
 
-    A pose with a keypoint, box or score that is not finite does not: it would suppress nothing,
-    and COCO's evaluation takes it for perfect.
+    A pose with a keypoint, box or score that is not finite goes, and a warning counts these: it
+    would suppress nothing, and COCO's evaluation takes it for perfect.
 
     Args:
         keypoints: (N, K, 3) x, y in pixels, score.
@@ -159,58 +158,16 @@ def best_poses(
         sigmas: (K,) for :func:`nms_of_poses`; None for NMS of the boxes (the paper).
 
     Returns:
-        Numbers of the poses that stay, best first, and how many of the N are finite.
+        Numbers of the poses that stay, best first.
     """
     finite = keypoints.flatten(1).isfinite().all(dim=1) & boxes.isfinite().all(dim=1)
     # The number comes with nonzero: no other wait for the device before that of NMS.
     finite = (finite & scores.isfinite()).nonzero().squeeze(1)
+    if not torch.compiler.is_compiling() and len(finite) < len(scores):  # an export knows no sizes
+        dropped = len(scores) - len(finite)
+        logger.warning("dropped %d of %d poses of an image: not finite", dropped, len(scores))
     if sigmas is None:
         keep = nms(boxes[finite], scores[finite], nms_threshold)[:max_poses]
     else:
         keep = nms_of_poses(keypoints[finite], scores[finite], sigmas, nms_threshold, max_poses)
-    return finite[keep], finite.shape[0]
-
-
-def select_poses(
-    keypoints: Tensor,
-    boxes: Tensor,
-    scores: Tensor,
-    image_size: tuple[int, int],
-    *,
-    nms_threshold: float,
-    max_poses: int,
-    sigmas: Tensor | None = None,
-    locations: Tensor | None = None,
-) -> Instances:
-    """Suppress double poses and keep the best; a warning counts those not finite.
-
-    Args:
-        keypoints: as for :func:`best_poses`.
-        boxes: the same.
-        scores: the same.
-        image_size: (H, W) of the image.
-        nms_threshold: as for :func:`best_poses`.
-        max_poses: the same.
-        sigmas: the same.
-        locations: (N,) numbers of the locations that the poses come from, or None.
-
-    Returns:
-        Instances with pred_boxes, scores, pred_classes (0), pred_keypoints and, if given,
-        pred_locations, best first.
-    """
-    keep, num_finite = best_poses(
-        keypoints, boxes, scores, nms_threshold=nms_threshold, max_poses=max_poses, sigmas=sigmas
-    )
-    if num_finite < len(scores):
-        dropped = len(scores) - num_finite
-        logger.warning("dropped %d of %d poses of an image: not finite", dropped, len(scores))
-    poses = Instances(
-        image_size,
-        pred_boxes=Boxes(boxes[keep]),
-        scores=scores[keep],
-        pred_classes=torch.zeros_like(keep),
-        pred_keypoints=keypoints[keep],
-    )
-    if locations is not None:
-        poses.pred_locations = locations[keep]
-    return poses
+    return finite[keep]

@@ -1,8 +1,11 @@
 """What the network should say of a batch: all targets, made from the annotations (sec. 3)."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from detectron2.config import CfgNode, configurable
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
@@ -12,6 +15,7 @@ from .geometry import Locations, enclosing_boxes
 from .keypoint_codec import encode_cells, encode_disk_offsets, encode_heatmaps
 
 PERSON, NO_PERSON, LEFT_OUT = 1, 0, -1
+VISIBLE = 2  # COCO's v of a keypoint; 1 is hidden, 0 not labelled
 AREA_OF_BOX = 0.53  # COCO's area of a person, that of the mask, as a share of the box
 CROWD = -1  # in gt_classes: a region of persons who are not annotated one by one
 
@@ -49,6 +53,7 @@ class _Persons:
 class TargetGenerator:
     """Turns annotated persons into targets."""
 
+    @configurable
     def __init__(
         self,
         *,
@@ -90,6 +95,23 @@ class TargetGenerator:
         self.disk_radius = disk_radius
         self.heatmap_min_overlap = heatmap_min_overlap
         self.heatmap_max_radius = heatmap_max_radius
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, heatmap_stride: int) -> dict[str, Any]:
+        """Read all; ``heatmap_stride`` is that of KEYPOINT_BRANCH.IN_FEATURE."""
+        node = cfg.MODEL.INSPOSE
+        return {
+            "num_keypoints": node.NUM_KEYPOINTS,
+            "map_stride": node.MAP_STRIDE,
+            "heatmap_stride": heatmap_stride,
+            "assign_by_boxes": node.BOX_HEAD.ENABLED,
+            "center_sampling_radius": node.CENTER_SAMPLING_RADIUS,
+            "sizes_of_interest": node.SIZES_OF_INTEREST,
+            "ignore_unlabeled": node.UNLABELED_PERSONS == "ignore",
+            "disk_radius": node.DISK_OFFSET.RADIUS * heatmap_stride,
+            "heatmap_min_overlap": node.HEATMAP.MIN_OVERLAP,
+            "heatmap_max_radius": node.HEATMAP.MAX_RADIUS or math.inf,
+        }
 
     @torch.no_grad()
     def __call__(

@@ -1,6 +1,5 @@
 """What the formats share: images found, points gathered, persons completed, files written whole."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
@@ -455,14 +454,3 @@ def some(names: Sequence[object]) -> str:
     """Write a list, of a long one the beginning."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(map(str, names[:SHOWN])) + more
-
-
-def write_json(path: Path, coco: dict[str, Any]) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    try:
-        unfinished.write_text(json.dumps(coco), encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -228,7 +228,7 @@ class OfficialCriterion:
         """
         height, width = features.shape[2], features.shape[3]
         sizes = [(height, width)] * len(features)
-        cells, _ = self.kp_net.peaks(params, targets.positives, features, sizes)
+        cells, _ = self.kp_net.peaks(params, targets.positives, features, sizes, normalize=False)
         found, expected = (
             torch.stack([x % width, x // width], dim=-1).float() for x in (cells, targets.cells)
         )

@@ -174,7 +174,7 @@ def enlarged_peaks(
         )
         scores[chunk] = logits.softmax(dim=2).amax(dim=2)
         maps = enlarge(logits.unflatten(2, (height, width)))
-        cells[chunk] = find_cells(maps.flatten(2), ENLARGE * width)
+        cells[chunk], _ = find_cells(maps.flatten(2), ENLARGE * width)
     return cells, scores
 
 
@@ -219,7 +219,8 @@ def make_instances(
         image_sizes: (H, W) of each image, pixels.
 
     Returns:
-        Per image pred_boxes, scores, pred_classes (0) and pred_keypoints.
+        Per image pred_boxes, scores, pred_classes (0), pred_keypoints and pred_locations (N,), the
+        number of the location that each comes from.
     """
     return [
         Instances(
@@ -228,6 +229,7 @@ def make_instances(
             scores=kept.scores[own],
             pred_classes=torch.zeros_like(kept.candidates.index[own]),
             pred_keypoints=keypoints[own],
+            pred_locations=kept.candidates.index[own],
         )
         for own, size in zip(kept.candidates.slices(), image_sizes, strict=True)
     ]

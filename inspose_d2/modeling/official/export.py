@@ -85,7 +85,7 @@ class OfficialGraph(nn.Module):
                 find_cells(
                     enlarge(own_maps.unflatten(2, (map_height, map_width))).flatten(2),
                     ENLARGE * map_width,
-                )
+                )[0]
                 for own_maps in logits.split(1, dim=1)
             ],
             dim=1,

@@ -99,14 +99,7 @@ class InsPoseOfficial(ImageModel):
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
         channels = shapes[node.KEYPOINT_BRANCH.IN_FEATURE].channels
-        kp_net = KPNet(
-            stride=shapes[node.KEYPOINT_BRANCH.IN_FEATURE].stride,
-            feature_channels=node.KEYPOINT_BRANCH.OUT_CHANNELS,
-            channels=node.KP_NET.CHANNELS,
-            num_layers=node.KP_NET.NUM_LAYERS,
-            num_keypoints=node.NUM_KEYPOINTS,
-            backend=node.KP_NET.BACKEND,
-        )
+        kp_net = KPNet(cfg, shapes[node.KEYPOINT_BRANCH.IN_FEATURE].stride)
         return {
             "backbone": backbone,
             "head": OfficialHead(
@@ -258,8 +251,6 @@ class InsPoseOfficial(ImageModel):
         predictions: OfficialPredictions,
         locations: Locations,
         image_sizes: list[tuple[int, int]],
-        *,
-        with_locations: bool = False,
     ) -> list[Instances]:
         """Turn predictions into poses.
 
@@ -267,11 +258,9 @@ class InsPoseOfficial(ImageModel):
             predictions: of the network.
             locations: of the padded images.
             image_sizes: (H, W) of each image without padding, pixels.
-            with_locations: whether the poses have pred_locations (N,), the number of the location
-                that each comes from.
 
         Returns:
-            Per image ``Instances`` in pixels of the network input.
+            Per image ``Instances`` in pixels of the network input; see :func:`make_instances`.
         """
         kept = select_poses(
             locations,
@@ -284,11 +273,7 @@ class InsPoseOfficial(ImageModel):
             max_poses=self.max_poses,
         )
         keypoints = self.keypoints_of(kept, predictions, locations)
-        poses = make_instances(kept, keypoints, image_sizes)
-        if with_locations:
-            for own, candidates in zip(poses, kept.candidates.slices(), strict=True):
-                own.pred_locations = kept.candidates.index[candidates]
-        return poses
+        return make_instances(kept, keypoints, image_sizes)
 
     def keypoints_of(
         self, kept: Kept, predictions: OfficialPredictions, locations: Locations

@@ -1,0 +1,37 @@
+"""The demo's own parts; what it trains is tested elsewhere."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.engine import SimpleTrainer
+from torch import nn
+
+from experiments import demo_synthetic
+
+
+def test_deadline_ends_training_without_an_error_message(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Model(nn.Linear):
+        def forward(self, _: object) -> dict[str, torch.Tensor]:
+            return {"loss": self.weight.sum()}
+
+    model = Model(1, 1)
+    trainer = SimpleTrainer(model, [0] * 10, torch.optim.SGD(model.parameters(), lr=0.1))
+    trainer.register_hooks([demo_synthetic.ProgressBar(seconds=0)])
+    with pytest.raises(demo_synthetic.OutOfTime):
+        trainer.train(0, 10)
+    assert trainer.iter == 0
+    assert not [x for x in caplog.records if x.levelname == "ERROR"]
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_losses_are_plotted_from_the_metrics_file(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.json"
+    lines = [{"iteration": i, "total_loss": 3 - i, "loss_cls": 1, "lr": 0.1} for i in range(2)]
+    metrics.write_text("\n".join(json.dumps(x) for x in [*lines, {"iteration": 2}]))
+    axes = demo_synthetic.plt.figure().add_subplot()
+    demo_synthetic._draw_losses(axes, metrics)
+    assert {line.get_label() for line in axes.lines} == {"total_loss", "loss_cls"}

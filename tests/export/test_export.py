@@ -1,0 +1,382 @@
+"""The exported graph against the model that it was made of; the files are written in slow tests."""
+
+import copy
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+from detectron2.utils.env import seed_all_rng
+
+from inspose_d2 import InsPose, cli, get_model
+from inspose_d2.cli import export
+from inspose_d2.export import OUTPUTS, BatchGraph, InsPoseGraph, export_onnx, export_program
+
+ROOT = Path(__file__).parents[2]
+CONFIG, WEIGHTS = "quick/synthetic_people_tiny", "synthetic_people_tiny"
+SIZES = [(250, 330), (256, 320), (129, 511), (320, 190), (216, 132)]  # (H, W), above 128
+SMALL_SIZES = [(97, 410), (31, 33), (20, 300)]
+MODELS = {
+    "paper": {},
+    "box head": {"MODEL.INSPOSE.BOX_HEAD.ENABLED": True},
+    "no disk offset": {"MODEL.INSPOSE.DISK_OFFSET.ENABLED": False},
+    "NMS of poses": {"MODEL.INSPOSE.NMS_TYPE_TEST": "poses"},
+    "expected OKS": {
+        "MODEL.INSPOSE.DECODING_TEST": "expected_oks",
+        "MODEL.INSPOSE.KEYPOINT_SCORE_WEIGHT_TEST": 0.5,
+        "MODEL.INSPOSE.NMS_TYPE_TEST": "poses",
+    },
+    "maps at 1/4": {"MODEL.INSPOSE.MAP_STRIDE": 4},
+    "maps at 1/16": {"MODEL.INSPOSE.MAP_STRIDE": 16},
+    "features at 1/4": {"MODEL.INSPOSE.MAP_STRIDE": 4, "MODEL.INSPOSE.RESAMPLE": "features"},
+}
+# With NMS of boxes but where poses are asked for: the random weights of one of them give two poses
+# of the same score, to a rounding error, that change places.
+MODELS = {name: {"MODEL.INSPOSE.NMS_TYPE_TEST": "boxes"} | own for name, own in MODELS.items()}
+
+Poses = Sequence[np.ndarray]  # in the order of OUTPUTS
+
+
+def eager(model: InsPose, image: np.ndarray) -> Poses:
+    """Poses that the model finds in an image (3, H, W)."""
+    with torch.no_grad():
+        poses = model([{"image": torch.from_numpy(image)}])[0]["instances"]
+    return [
+        poses.pred_boxes.tensor.numpy(),
+        poses.scores.numpy(),
+        poses.pred_keypoints.numpy(),
+    ]
+
+
+def without_one(poses: Poses, others: Poses) -> Poses:
+    """Leave out the pose without which the scores are the nearest to those of the others."""
+    scores = [np.delete(poses[1], i) for i in range(len(poses[1]))]
+    odd = int(np.argmin([np.abs(x - others[1]).sum() for x in scores]))
+    return [np.delete(x, odd, axis=0) for x in poses]
+
+
+def assert_same_poses(got: Poses, expected: Poses) -> None:
+    # A pose whose score or overlap is at the threshold, to a rounding error, may be in one only.
+    if len(got[1]) == len(expected[1]) + 1:
+        got = without_one(got, expected)
+    elif len(got[1]) + 1 == len(expected[1]):
+        expected = without_one(expected, got)
+    assert [x.shape for x in got] == [x.shape for x in expected]
+    boxes, scores, keypoints = (np.abs(a - b) for a, b in zip(got, expected, strict=True))
+    assert scores.max(initial=0) < 1e-4
+    assert keypoints[..., 2].max(initial=0) < 1e-4
+    # Two cells of a map that are equally high may change places, and their keypoint with them.
+    moved = (keypoints[..., :2] >= 0.1).any(axis=2)
+    assert moved.sum() <= 0.005 * moved.size
+    assert boxes[~moved.any(axis=1)].max(initial=0) < 0.1
+
+
+def resized(path: str, size: tuple[int, int]) -> np.ndarray:
+    """Picture as the network is to see it, (3, H, W) uint8."""
+    return np.ascontiguousarray(cv2.resize(cv2.imread(path), size[::-1]).transpose(2, 0, 1))
+
+
+def noise(size: tuple[int, int], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (3, *size), np.uint8)
+
+
+def crowded(cfg: CfgNode) -> InsPose:
+    """Build a random model that finds many poses."""
+    seed_all_rng(0)
+    model = build_model(cfg).eval()
+    torch.nn.init.normal_(model.head.cls_score.weight, std=0.1)
+    torch.nn.init.normal_(model.head.params_pred.weight, std=0.05)  # more: logits of thousands
+    inference = model.pose_inference
+    inference.score_threshold, inference.nms_threshold = 0.1, 0.95
+    return model
+
+
+@pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
+def test_graph_gives_the_poses_of_the_model(
+    tiny_cfg: Callable[..., CfgNode], settings: dict[str, object]
+) -> None:
+    model = crowded(tiny_cfg(**settings))
+    graph, found = InsPoseGraph(model), 0
+    for size in [*SIZES[:2], *SMALL_SIZES]:
+        image = noise(size)
+        expected = eager(model, image)
+        with torch.no_grad():
+            got = graph(torch.from_numpy(image))
+        assert_same_poses([x.numpy() for x in got], expected)
+        found += len(expected[0])
+    assert found > 10
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_graph_gives_no_pose_and_one_pose(tiny_cfg: Callable[..., CfgNode], count: int) -> None:
+    model = crowded(tiny_cfg())
+    inference = model.pose_inference
+    inference.topk_candidates, inference.score_threshold = 1, 1.0 - count
+    with torch.no_grad():
+        got = InsPoseGraph(model)(torch.from_numpy(noise((96, 128))))
+    assert [len(x) for x in got] == [count] * 3
+
+
+def test_model_stays_as_it_is(tiny_cfg: Callable[..., CfgNode]) -> None:
+    model = crowded(tiny_cfg()).train()
+    net, weight = type(model.kp_net), model.head.cls_score.weight
+    InsPoseGraph(model)
+    assert model.training
+    assert type(model.kp_net) is net
+    assert model.head.cls_score.weight is weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_tool_says_which_extra_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: name == "onnx" or None)
+    arguments = ["--config-file", CONFIG, "--output", str(tmp_path / "model.onnx")]
+    assert cli.main(["export", *arguments]) == cli.USAGE
+    error = capsys.readouterr().err
+    assert re.search(r"onnxruntime, onnxscript: pip install .*\[export\]", error)
+
+
+@pytest.mark.parametrize(
+    ("output", "problem"),
+    [("model.pth", "must end in .onnx, .pt2 or"), ("no/a.pt2", "no such folder")],
+)
+def test_tool_refuses_a_bad_output_before_it_works(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    output: str,
+    problem: str,
+) -> None:
+    arguments = ["--config-file", CONFIG, "--output", str(tmp_path / output)]
+    assert cli.main(["export", *arguments]) == cli.USAGE
+    assert problem in capsys.readouterr().err
+
+
+def test_example_is_short_and_imports_no_torch() -> None:
+    source = (ROOT / "examples" / "onnx_app.py").read_text()
+    assert len(source.splitlines()) <= 40
+    assert "import torch" not in source
+
+
+@pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
+def test_batch_gives_the_poses_of_each_image(
+    tiny_cfg: Callable[..., CfgNode], settings: dict[str, object]
+) -> None:
+    model = crowded(tiny_cfg(**settings))
+    inference, found = model.pose_inference, 0
+    inference.topk_candidates, inference.max_poses = 60, 40
+    for size in [(96, 130), SMALL_SIZES[1]]:  # in the smaller one there are fewer locations
+        images = [noise(size, seed) for seed in range(3)]
+        with torch.no_grad():
+            *rows, counts = BatchGraph(model)(torch.from_numpy(np.stack(images)))
+        assert [x.shape[:2] for x in rows] == [(3, 40)] * 3
+        for number, (image, count) in enumerate(zip(images, counts.tolist(), strict=True)):
+            own = [x[number].numpy() for x in rows]
+            assert_same_poses([x[:count] for x in own], eager(model, image))
+            assert not any(x[count:].any() for x in own)
+            found += count
+    assert found > 10
+
+
+def test_batch_of_empty_and_full_images(tiny_cfg: Callable[..., CfgNode]) -> None:
+    model = crowded(tiny_cfg())
+    model.pose_inference.score_threshold = 1.0
+    with torch.no_grad():
+        *rows, counts = BatchGraph(model)(torch.zeros(2, 3, 96, 128, dtype=torch.uint8))
+    assert counts.tolist() == [0, 0]
+    assert not any(x.any() for x in rows)
+
+
+def test_batch_is_for_onnx(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["--config-file", CONFIG, "--batch", "2", "--output", str(tmp_path / "model.pt2")]
+    assert cli.main(["export", *arguments]) == cli.USAGE
+    assert "--batch is for ONNX" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def trained() -> InsPose:
+    """Model of the package: random ones make ties of equal maps."""
+    return get_model(CONFIG, WEIGHTS, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file as the tool writes it, from the command line."""
+    pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
+    output = tmp_path_factory.mktemp("export") / "model.onnx"
+    command = [
+        sys.executable,
+        "-m",
+        "inspose_d2",
+        "export",
+        "--config-file",
+        CONFIG,
+        "--output",
+        output,
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    opts = ["--weights", WEIGHTS]
+    subprocess.run([*command, *opts], cwd=ROOT, env=environment, check=True)
+    return output
+
+
+def pictures(dataset: str) -> Iterator[np.ndarray]:
+    """Thirty pictures of a data set, each at a size of its own."""
+    sides = np.random.default_rng(0).integers(129, 450, (30, 2)).tolist()
+    for record, (height, width) in zip(DatasetCatalog.get(dataset), sides, strict=False):
+        yield resized(record["file_name"], (height, width))
+
+
+def compare_with_onnx(model: InsPose, onnx_file: Path, images: Iterator[np.ndarray]) -> int:
+    """Compare each image's poses; count them."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(onnx_file)
+    count = 0
+    for image in images:
+        expected = eager(model, image)
+        assert_same_poses(session.run(list(OUTPUTS), {"image": image}), expected)
+        count += len(expected[0])
+    return count
+
+
+@pytest.mark.slow
+def test_onnx_runtime_finds_the_poses_of_pytorch_in_thirty_images(
+    trained: InsPose, onnx_file: Path
+) -> None:
+    assert compare_with_onnx(trained, onnx_file, pictures("synthetic_people_val")) > 100
+
+
+@pytest.mark.slow
+def test_onnx_runtime_finds_the_poses_of_pytorch_in_small_images(
+    trained: InsPose, onnx_file: Path
+) -> None:
+    record = DatasetCatalog.get("synthetic_people_val")[0]
+    images = (resized(record["file_name"], size) for size in SMALL_SIZES)
+    assert compare_with_onnx(trained, onnx_file, images) > 0
+
+
+@pytest.mark.slow
+def test_onnx_runtime_resamples_maps(trained: InsPose, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
+    # Weights do not depend on the stride of the maps; only offsets, in cells, are half too small.
+    model = copy.deepcopy(trained)
+    model.kp_net.map_stride, model.disk_offset_branch.scale = 4, 2
+    export_onnx(model, tmp_path / "model.onnx")
+    record = DatasetCatalog.get("synthetic_people_val")[0]
+    images = (resized(record["file_name"], size) for size in [*SIZES, *SMALL_SIZES])
+    assert compare_with_onnx(model, tmp_path / "model.onnx", images) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.coco
+@pytest.mark.usefixtures("coco_root")
+def test_onnx_runtime_finds_the_poses_of_pytorch_in_photographs(
+    trained: InsPose, onnx_file: Path
+) -> None:
+    assert compare_with_onnx(trained, onnx_file, pictures("keypoints_coco_2017_val")) > 100
+
+
+@pytest.mark.slow
+def test_onnx_file_has_the_documented_names_and_no_paths(onnx_file: Path) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(onnx_file)
+    image, *more = session.get_inputs()
+    assert (image.name, image.type, image.shape[0], more) == ("image", "tensor(uint8)", 3, [])
+    assert image.shape[1:] == ["height", "width"]
+    outputs = session.get_outputs()
+    assert [x.name for x in outputs] == list(OUTPUTS)
+    assert [x.shape[1:] for x in outputs] == [[4], [], [17, 3]]
+    assert str(ROOT).encode() not in onnx_file.read_bytes()
+
+
+@pytest.mark.slow
+def test_example_finds_the_poses_without_torch(
+    trained: InsPose, onnx_file: Path, tmp_path: Path
+) -> None:
+    picture = DatasetCatalog.get("synthetic_people_val")[0]["file_name"]
+    height, width = cv2.imread(picture).shape[:2]
+    short, longest = sorted((height, width))  # as it is: so no resizing changes it
+    blocked = "import sys, runpy; sys.modules.update(torch=None, torchvision=None, detectron2=None)"
+    code = f"{blocked}; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    arguments = [onnx_file, picture, "--size", short, longest, "--score", 0]
+    command = [ROOT / "examples" / "onnx_app.py", *arguments, "--output", tmp_path / "drawn.png"]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *map(str, command)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    _, scores, keypoints = eager(trained, resized(picture, (height, width)))
+    printed = [line.split() for line in result.stdout.splitlines()]
+    assert len(printed) == len(scores)
+    points = np.array([[x.split(",") for x in line] for line in printed], float)
+    assert np.abs(points - keypoints)[..., :2].max() < 0.16  # one decimal is printed
+    drawn = cv2.imread(str(tmp_path / "drawn.png"))
+    assert (drawn != cv2.imread(picture)).any()
+
+
+@pytest.mark.slow
+def test_onnx_runtime_finds_the_poses_of_pytorch_in_a_batch(
+    trained: InsPose, tmp_path: Path
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
+    model, found = copy.deepcopy(trained), 0
+    inference = model.pose_inference
+    inference.topk_candidates, inference.max_poses = 30, 20
+    export_onnx(model, tmp_path / "model.onnx", batch=2)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    files = [x["file_name"] for x in DatasetCatalog.get("synthetic_people_val")[:2]]
+    for size in [*SIZES[:2], SMALL_SIZES[1]]:
+        images = np.stack([resized(x, size) for x in files])
+        *rows, counts = session.run([*OUTPUTS, "counts"], {"images": images})
+        assert [x.shape[:2] for x in rows] == [(2, 20)] * 3
+        for number, count in enumerate(counts):
+            own = [x[number, :count] for x in rows]
+            assert_same_poses(own, eager(model, images[number]))
+            found += count
+    assert found > 10
+
+
+@pytest.mark.slow
+def test_saved_program_finds_the_poses_of_the_model(trained: InsPose, tmp_path: Path) -> None:
+    torch.export.save(export_program(trained), tmp_path / "model.pt2")
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    record = DatasetCatalog.get("synthetic_people_val")[0]
+    images = [resized(record["file_name"], size) for size in SIZES]
+    for image in images:
+        got = [x.detach().numpy() for x in program(torch.from_numpy(image))]
+        assert_same_poses(got, eager(trained, image))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
+def test_program_of_other_models_finds_their_poses(
+    tiny_cfg: Callable[..., CfgNode], settings: dict[str, object]
+) -> None:
+    model = crowded(tiny_cfg(**settings))
+    program = export_program(model).module()
+    for size in SIZES:
+        image = noise(size)
+        got = [x.detach().numpy() for x in program(torch.from_numpy(image))]
+        assert_same_poses(got, eager(model, image))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [0, 1])
+def test_program_gives_no_pose_and_one_pose(tiny_cfg: Callable[..., CfgNode], count: int) -> None:
+    model = crowded(tiny_cfg())
+    inference = model.pose_inference
+    inference.topk_candidates, inference.score_threshold = 1, 1.0 - count
+    got = export_program(model).module()(torch.from_numpy(noise((200, 200))))
+    assert [len(x) for x in got] == [count] * 3
