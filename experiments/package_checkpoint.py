@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks.machine import describe
 from inspose_d2 import get_cfg, get_model
+from inspose_d2.checkpoint.checkpointer import torch_load
 from inspose_d2.cli import told
 from inspose_d2.engine.trainer import Trainer
 from inspose_d2.model_zoo import model_zoo
@@ -106,7 +107,7 @@ def main() -> None:
     args = parser.parse_args()
     setup_logger(name="inspose_d2", abbrev_name="inspose")
     cfg = get_cfg(args.config_file)
-    steps = torch.load(args.weights, map_location="cpu", weights_only=True)["iteration"] + 1
+    steps = torch_load(str(args.weights))["iteration"] + 1
     training = {"command": args.command, "steps": steps, "machine": describe(cfg.MODEL.DEVICE)}
     entry = {"score_threshold": args.threshold, "training": training}
     package(cfg, args.config_file, args.weights, args.checkpoints / f"{args.name}.pth", entry)

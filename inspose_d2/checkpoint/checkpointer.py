@@ -503,7 +503,7 @@ def _check_sum(path: str) -> None:
 def torch_load(path: str, *, mmap: bool = False) -> dict[str, Any]:
     """Read a file of ``torch.save`` onto the CPU; it can hold tensors, numbers, text, no code."""
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        data = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)  # noqa: TID251
     except Exception as error:
         raise CheckpointError(_why_unreadable(path, error)) from error
     if not isinstance(data, dict):
@@ -574,7 +574,7 @@ def _read_pickle(path: str) -> dict[str, Any]:
     return data
 
 
-class _ArraysUnpickler(pickle.Unpickler):
+class _ArraysUnpickler(pickle.Unpickler):  # noqa: TID251
     """Unpickles arrays and containers; imports nothing."""
 
     def find_class(self, module: str, name: str) -> Any:

@@ -9,11 +9,13 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.structures import Boxes, Instances, Keypoints, pairwise_iou
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from inspose_d2 import InsPose
+from inspose_d2.data.synthetic import make_image
+from inspose_d2.modeling.oks import object_keypoint_similarity
 from inspose_d2.modeling.postprocess import boxes_of_poses
 
 LOSSES = {"loss_cls", "loss_keypoint", "loss_disk_offset", "loss_heatmap"}
@@ -371,7 +373,55 @@ def test_predict_is_one_graph_for_images_of_several_sizes(model: InsPose, traini
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stride", [4, 8, 16])
+def test_six_persons_are_learned_by_heart_and_nms_loses_none(tiny_cfg: Make) -> None:
+    # Persons of 22 x 49 to 60 x 91 pixels, some of whom touch.
+    picture, people = make_image(7, "val", 2, 192)
+    keypoints = torch.tensor([x["keypoints"] for x in people]).view(6, 17, 3)
+    keypoints = keypoints + torch.tensor([0.5, 0.5, 0])
+    areas, boxes = (torch.tensor([float(x["area"]) for x in people]), [x["bbox"] for x in people])
+    instances = Instances(
+        (192, 192),
+        gt_boxes=Boxes([[x, y, x + w, y + h] for x, y, w, h in boxes]),
+        gt_classes=torch.zeros(6, dtype=torch.int64),
+        gt_keypoints=Keypoints(keypoints),
+    )
+    image = torch.from_numpy(picture).permute(2, 0, 1).float()
+    inputs = [{"image": image, "instances": instances}]
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg(**{"TEST.DETECTIONS_PER_IMAGE": 1000}))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 200)
+    for _ in range(200):
+        train_step(model, inputs)
+        optimizer.step()
+        schedule.step()
+
+    def similarities(nms_type: str, threshold: float) -> Tensor:
+        """OKS of each person with each pose, (6, N)."""
+        model.nms_type, model.nms_threshold = nms_type, threshold
+        poses = predict(model, inputs, threshold=0.3)[0].pred_keypoints
+        of_all = [(poses, keypoints[i].expand(len(poses), -1, -1)) for i in range(6)]
+        sigmas = model.oks_sigmas
+        return torch.stack(
+            [
+                object_keypoint_similarity(*pair, area.expand(len(poses)), sigmas)
+                for pair, area in zip(of_all, areas, strict=True)
+            ]
+        )
+
+    before = similarities("boxes", 1.0)
+    assert before.shape[1] > 20
+    assert before.amax(dim=1).min() > 0.75
+    for nms in (("boxes", 0.6), ("poses", 0.5)):
+        after = similarities(*nms)
+        assert after.shape == (6, 6)
+        best = after.max(dim=1)
+        assert best.values.min() > 0.75
+        assert best.indices.unique().numel() == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stride", [4, 16])
 def test_one_image_is_learned_by_heart(tiny_cfg: Make, make_instances: Make, stride: int) -> None:
     # Two persons side by side: after some steps every keypoint is where it was put, whatever the
     # resolution of the maps, and every box too.
