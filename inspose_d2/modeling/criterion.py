@@ -145,9 +145,7 @@ class Criterion(nn.Module):
             alpha, gamma = self.focal_loss_alpha, self.focal_loss_gamma
             return classification_loss(logits, labels, alpha=alpha, gamma=gamma)
         with torch.no_grad():
-            poses = keypoints_of(
-                self.kp_net, predictions, persons, image_sizes, normalize=False
-            )
+            poses = keypoints_of(self.kp_net, predictions, persons, image_sizes, normalize=False)
             quality = object_keypoint_similarity(
                 torch.cat(poses), targets.keypoints, targets.areas, self.oks_sigmas
             )
