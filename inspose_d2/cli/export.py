@@ -8,13 +8,12 @@ import warnings
 from pathlib import Path
 
 import torch
-from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 
-from ..checkpoint import InsPoseCheckpointer, save_safetensors
+from ..checkpoint import save_safetensors
 from ..config import get_cfg
 from ..export import export_onnx, export_program
-from ..model_zoo import config_of, find_weights
+from ..model_zoo import config_of, find_weights, load_model
 
 FORMATS = ("onnx", "pt2", "safetensors")
 
@@ -41,12 +40,9 @@ def export(
         batch: images of a batch, ONNX alone; None takes a single image.
     """
     cfg = get_cfg(config_file, ["MODEL.DEVICE", "cpu", *opts])
-    if not cfg.MODEL.WEIGHTS:
-        logger.warning("MODEL.WEIGHTS is empty: the exported weights are random")
-    else:
+    if cfg.MODEL.WEIGHTS:
         cfg.MODEL.WEIGHTS = str(find_weights(cfg.MODEL.WEIGHTS))
-    model = build_model(cfg)
-    InsPoseCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    model = load_model(cfg)
     logger.info("Tracing the model and writing %s: a minute or two", output)
     start = time.perf_counter()
     if file_format == "onnx":

@@ -273,6 +273,7 @@ def _validate(parser: Parser) -> None:
 def _benchmark(parser: Parser) -> None:
     _model(parser)
     _device(parser)
+    _threshold(parser)
     parser.add_argument("--input", type=_home, help="photograph; by default noise of the test size")
     parser.add_argument("--num", type=_count, default=20, help="images that are timed (20)")
     _options(parser)

@@ -14,7 +14,6 @@ from typing import TypeVar
 
 import cv2
 import numpy as np
-import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -59,7 +58,10 @@ class Demo:
     """A model and how its poses are drawn."""
 
     def __init__(self, cfg: CfgNode, score_threshold: float, batch_size: int) -> None:
-        least = min(score_threshold, cfg.MODEL.INSPOSE.SCORE_THRESH_TEST)
+        least = max(
+            min(score_threshold, cfg.MODEL.INSPOSE.SCORE_THRESH_TEST),
+            least_probability(cfg, score_threshold),
+        )
         self.cfg = cfg
         self.predictor = InsPosePredictor(cfg, score_threshold=least)
         self.max_pixels = cfg.INPUT.MAX_PIXELS
@@ -89,14 +91,7 @@ class Demo:
 
     def draw_kp_net(self, image: np.ndarray, number: int = 0) -> np.ndarray:
         """Draw the keypoint maps of a pose, by default the best, on a copy of the image."""
-        small = self.predictor.resize.get_transform(image).apply_image(image)
-        small = small[:, :, ::-1] if self.predictor.cfg.INPUT.FORMAT == "RGB" else small
-        inputs = {
-            "image": torch.from_numpy(small.transpose(2, 0, 1).copy()),
-            "height": image.shape[0],
-            "width": image.shape[1],
-        }
-        maps = keypoint_maps_of(self.predictor.model, inputs, [number])
+        maps = keypoint_maps_of(self.predictor.model, self.predictor.prepare(image), [number])
         return draw_keypoint_maps(
             image,
             maps.probs[0].cpu().numpy(),
@@ -104,6 +99,19 @@ class Demo:
             metadata=self.metadata,
             panels_of=maps.poses.pred_boxes.tensor[0].tolist(),
         )
+
+
+def least_probability(cfg: CfgNode, score: float) -> float:
+    """Person probability that a pose needs to reach a score, 0 where that is not known.
+
+    The score is (1 - w) of the probability and w of a keypoint score of at most 1, as exponents. So
+    candidates below cannot be shown, nor, being worse, suppress what is: their KP-Nets need not
+    run. Of photographs of people that are half of the candidates.
+    """
+    weight = cfg.MODEL.INSPOSE.KEYPOINT_SCORE_WEIGHT_TEST
+    if cfg.MODEL.META_ARCHITECTURE != "InsPose" or weight == 1:
+        return 0.0
+    return score ** (1 / (1 - weight))
 
 
 def batches(items: Iterator[T], size: int) -> Iterator[list[T]]:

@@ -170,6 +170,11 @@ def add_inspose_config(cfg: CN) -> None:
     cfg.MODEL.INSPOSE.REGRESSION = CN()
     cfg.MODEL.INSPOSE.REGRESSION.ENABLED = False
 
+    # Whether a keypoint is visible (ours): the parameter tower learns COCO's v of labelled
+    # keypoints, 2 visible or 1 hidden, and poses have `pred_visibility`, see docs/visibility.md.
+    cfg.MODEL.INSPOSE.VISIBILITY = CN()
+    cfg.MODEL.INSPOSE.VISIBILITY.ENABLED = False
+
     # Classification loss: "focal" (the paper), a person is 1, or "varifocal" (the authors' later
     # code), a person is as good as the pose found there: its OKS. Then the score ranks poses.
     cfg.MODEL.INSPOSE.CLS_LOSS = "focal"
@@ -184,6 +189,7 @@ def add_inspose_config(cfg: CN) -> None:
     cfg.MODEL.INSPOSE.LOSS_WEIGHT.HEATMAP = 1.0
     cfg.MODEL.INSPOSE.LOSS_WEIGHT.BOX = 1.0
     cfg.MODEL.INSPOSE.LOSS_WEIGHT.REGRESSION = 1.0
+    cfg.MODEL.INSPOSE.LOSS_WEIGHT.VISIBILITY = 1.0
 
     # Inference (sec. 3.4): locations with a person probability above the threshold, of these
     # the best per image, then NMS; TEST.DETECTIONS_PER_IMAGE poses are kept. "boxes" (the paper):

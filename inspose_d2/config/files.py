@@ -6,7 +6,6 @@ In place of Detectron2's ``merge_from_file``, which runs Python tags of the YAML
 
 import difflib
 import os
-from ast import literal_eval
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -141,28 +140,29 @@ def merge_values(cfg: CfgNode, values: Iterable[tuple[str, Any]], source: str) -
         ConfigError: names the source, the key, and the nearest valid key or the expected type.
     """
     declared = dict(_leaves(cfg))
-    for key, value in values:
+    for key, given in values:
         if key not in declared:
             group = [x for x in declared if x.startswith(f"{key}.")]
-            if group and value is None:  # a heading with nothing below
+            if group and given is None:  # a heading with nothing below
                 continue
             problem = (
-                f"{key} is a group of keys such as {group[0]}; got {value!r}"
+                f"{key} is a group of keys such as {group[0]}; got {given!r}"
                 if group
                 else f"there is no key {key}.{did_you_mean(key, declared)}"
             )
             raise ConfigError(f"{source}: {problem}")
+        default = declared[key]
+        value = _decode(given, default)
+        if key in PATHS and isinstance(value, str):
+            value = os.path.expanduser(value)
         try:
-            converted = _convert(value, declared[key])
-        except TypeError as error:
-            raise ConfigError(f"{source}: {key} is {value!r}; expected {error}") from None
-        if key in PATHS:
-            converted = os.path.expanduser(converted)
-        *groups, name = key.split(".")
-        node = cfg
-        for group_name in groups:
-            node = node[group_name]
-        node[name] = converted
+            if value is None and default is not None:  # yacs lets it pass
+                raise ValueError
+            cfg.merge_from_list([key, repr(value) if isinstance(value, str) else value])
+        except ValueError as error:
+            raise ConfigError(
+                f"{source}: {key} is {given!r}; expected {_expected(default, value)}"
+            ) from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -193,35 +193,17 @@ def _leaves(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def _convert(value: Any, default: Any) -> Any:
-    """Give a value the type of the default: the rules of yacs, and an integer is a float too.
+def _decode(given: Any, default: Any) -> Any:
+    """Read a string as a literal as yacs does; here a number may be text, an integer a float."""
+    value = CfgNode._decode_cfg_value(given)
+    if isinstance(given, str) and isinstance(default, str) and not isinstance(value, str):
+        return given  # such as OUTPUT_DIR 2024
+    return float(value) if isinstance(default, float) and type(value) is int else value
 
-    Args:
-        value: a string is read as a Python literal where it is one: ``(640, 800)``, ``1e-3``.
-        default: None takes any value.
 
-    Returns:
-        The value.
-
-    Raises:
-        TypeError: says what was expected.
-    """
-    text = value if isinstance(value, str) else None
-    if text is not None:
-        try:
-            value = literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-    if default is None or type(value) is type(default):
-        return value
-    if isinstance(default, str) and text is not None:  # such as OUTPUT_DIR 2024
-        return text
-    if isinstance(default, float) and type(value) is int:
-        return float(value)
-    if isinstance(default, tuple | list):
-        if isinstance(value, tuple | list):
-            return type(default)(value)
-        fits = not default or type(value) is type(default[0])  # only the brackets are missing
-        example = type(default)([value]) if fits else default
-        raise TypeError(f"a {type(default).__name__}, such as {example}")
-    raise TypeError(f"a value of type {type(default).__name__}, such as {default!r}")
+def _expected(default: Any, value: Any) -> str:
+    """Say what a value should have been like."""
+    if not isinstance(default, tuple | list):
+        return f"a value of type {type(default).__name__}, such as {default!r}"
+    fits = not default or type(value) is type(default[0])  # only the brackets are missing
+    return f"a {type(default).__name__}, such as {type(default)([value]) if fits else default}"

@@ -15,7 +15,7 @@ from fvcore.transforms.transform import VFlipTransform
 from ..modeling.target_generator import CROWD
 from .annotations import box_of
 from .augmentation import training_augmentations
-from .images import ImageError, ResizeShortestEdge, read_image
+from .images import ImageError, ResizeShortestEdge, read_image, to_tensor
 
 
 class InsPoseDatasetMapper(DatasetMapper):
@@ -71,8 +71,7 @@ class InsPoseDatasetMapper(DatasetMapper):
         aug_input = T.AugInput(image)
         transforms = self.augmentations(aug_input)
         image = aug_input.image
-        # A copy: ascontiguousarray would leave a flipped image of one pixel, which torch refuses.
-        dataset_dict["image"] = torch.as_tensor(image.transpose(2, 0, 1).copy())
+        dataset_dict["image"] = to_tensor(image)
         if not self.is_train:
             dataset_dict.pop("annotations", None)
         elif "annotations" in dataset_dict:

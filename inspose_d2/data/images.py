@@ -11,6 +11,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from detectron2.data import transforms as T
 from detectron2.utils.file_io import PathManager
 from PIL import Image
@@ -151,6 +152,12 @@ def to_array(
         ) from error
     pixels = _upright(pixels, _orientation(image))
     return cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if format == "BGR" else pixels.copy()
+
+
+def to_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """Copy pixels (H, W, 3) uint8 into the form (3, H, W) that models take."""
+    # A copy: ascontiguousarray would leave a flipped image of one pixel, which torch refuses.
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
 def _orientation(image: Image.Image) -> int:

@@ -9,16 +9,14 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from PIL import Image
 
-from ..checkpoint import InsPoseCheckpointer
 from ..config import ConfigError, get_cfg
-from ..data.images import ImageError, ResizeShortestEdge, read_image, to_array
+from ..data.images import ImageError, ResizeShortestEdge, read_image, to_array, to_tensor
 from ..data.keypoint_sets import register_datasets
-from ..model_zoo import config_of, find_weights
-from ..workers import stay_usable_after_fork
+from ..model_zoo import config_of, find_weights, load_model
+from ..modeling.backbone import keep_folded
 
 logger = logging.getLogger(__name__)
 
@@ -92,11 +90,8 @@ class InsPosePredictor:
             logger.warning("%s: poses are found, but drawn without names and limbs", error)
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
-        self.model = build_model(cfg).eval()
-        stay_usable_after_fork()
-        if not cfg.MODEL.WEIGHTS:
-            logger.warning("MODEL.WEIGHTS is empty: the weights of the model are random")
-        InsPoseCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        self.model = load_model(cfg)
+        keep_folded(self.model)
         size = cfg.INPUT.MIN_SIZE_TEST
         self.resize = ResizeShortestEdge(
             [size, size], cfg.INPUT.MAX_SIZE_TEST, library=cfg.INPUT.RESIZE
@@ -126,13 +121,13 @@ class InsPosePredictor:
         """
         _count("batch_size", batch_size)
         if not isinstance(x, (list, tuple)):
-            return self._run([self._prepare(x, "image")])[0]
+            return self._run([self.prepare(x)])[0]
         if not x:
             raise ValueError("the list of images is empty; give it an image at least")
         results: dict[int, dict[str, Instances]] = {}
         waiting: dict[tuple[int, ...], dict[int, dict[str, Any]]] = defaultdict(dict)
         for number, picture in enumerate(x):
-            inputs = self._prepare(picture, f"image {number} of the list")
+            inputs = self.prepare(picture, f"image {number} of the list")
             shape = tuple(inputs["image"].shape)
             waiting[shape][number] = inputs
             if len(waiting[shape]) == batch_size:
@@ -150,7 +145,7 @@ class InsPosePredictor:
             for poses in (x["instances"] for x in found)
         ]
 
-    def _prepare(self, picture: Any, name: str) -> dict[str, Any]:
+    def prepare(self, picture: Any, name: str = "image") -> dict[str, Any]:
         """Turn an image into the model's input; `name` is what messages call it."""
         order, max_pixels = self.cfg.INPUT.FORMAT, self.cfg.INPUT.MAX_PIXELS
         if isinstance(picture, (str, os.PathLike)):
@@ -164,8 +159,7 @@ class InsPosePredictor:
             _check_array(picture, name)
             pixels = picture if order == "BGR" else picture[:, :, ::-1]
         resized = self.resize.get_transform(pixels).apply_image(pixels)
-        image = torch.from_numpy(np.array(resized.transpose(2, 0, 1), order="C"))
-        return {"image": image, "height": pixels.shape[0], "width": pixels.shape[1]}
+        return {"image": to_tensor(resized), "height": pixels.shape[0], "width": pixels.shape[1]}
 
 
 def _config_of(weights: str | os.PathLike[str] | None) -> str:

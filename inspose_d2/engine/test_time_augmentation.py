@@ -6,7 +6,6 @@ The paper says "multi-scale" and no more; how poses of several views are merged 
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data.detection_utils import create_keypoint_hflip_indices
@@ -14,7 +13,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..data.images import ResizeShortestEdge
+from ..data.images import ResizeShortestEdge, to_tensor
 
 # Distance of two keypoints, as a part of sqrt(area of the person's box), at which their similarity
 # is exp(-1/2): that of the eyes in COCO's OKS, the strictest. It makes averages reject outliers.
@@ -76,9 +75,7 @@ class InsPoseWithTTA(nn.Module):
         pixels = image.permute(1, 2, 0).numpy()
         for size in self.sizes:
             resize = ResizeShortestEdge(size, self.max_size, library=self.library)
-            transform = resize.get_transform(pixels)
-            resized = np.array(transform.apply_image(pixels).transpose(2, 0, 1), order="C")
-            view = torch.from_numpy(resized)
+            view = to_tensor(resize.get_transform(pixels).apply_image(pixels))
             yield view, False
             if self.flip:
                 yield view.flip(2), True
@@ -88,7 +85,7 @@ def flip_poses(poses: Instances, flip_indices: list[int]) -> Instances:
     """Mirror poses at the vertical axis of their image.
 
     Args:
-        poses: pred_boxes, scores, pred_classes and pred_keypoints.
+        poses: pred_boxes, scores, pred_classes and pred_keypoints; pred_visibility if there.
         flip_indices: for each of the K keypoints the number of the one that takes its place.
 
     Returns:
@@ -100,6 +97,8 @@ def flip_poses(poses: Instances, flip_indices: list[int]) -> Instances:
     flipped = Instances(poses.image_size, **poses.get_fields())
     flipped.pred_boxes = Boxes(torch.stack([width - x1, y0, width - x0, y1], dim=1))
     flipped.pred_keypoints = torch.cat([width - keypoints[..., :1], keypoints[..., 1:]], dim=2)
+    if poses.has("pred_visibility"):
+        flipped.pred_visibility = poses.pred_visibility[:, flip_indices]
     return flipped
 
 
@@ -110,7 +109,7 @@ def merge_poses(views: list[Instances], max_poses: int) -> Instances:
     views agree (:func:`robust_average`), for some views mistake it for another; its box is the
     average by score. The score of the pose is the mean over all V views of score times similarity
     to the merged pose, 0 in a view that misses it; the score of a keypoint likewise, over the
-    views that show the pose. So one view stays as it is.
+    views that show the pose, and visibility without the similarity. So one view stays as it is.
 
     Args:
         views: per view its poses, best first, all in pixels of the same image. The order of the
@@ -118,7 +117,8 @@ def merge_poses(views: list[Instances], max_poses: int) -> Instances:
         max_poses: how many stay.
 
     Returns:
-        Instances with pred_boxes, scores, pred_classes (0) and pred_keypoints, best first.
+        Instances with pred_boxes, scores, pred_classes (0) and pred_keypoints, best first, and
+        pred_visibility if the views have it.
     """
     views = sorted(views, key=_content)
 
@@ -144,6 +144,10 @@ def merge_poses(views: list[Instances], max_poses: int) -> Instances:
     merged = robust_average(xy, scores[:, :, None] * keypoint_scores, areas)  # (N, K, 2)
     similarity = keypoint_similarity(xy, merged[:, None], areas)  # (N, V, K)
     keypoint_scores = _average(keypoint_scores * similarity, scores[:, :, None])
+    fields = {}
+    if views[0].has("pred_visibility"):
+        visibility = pad([view.pred_visibility for view in views])[each, members]
+        fields["pred_visibility"] = _average(visibility, scores[:, :, None])
     scores = (scores * similarity.mean(dim=2)).sum(dim=1) / len(views)
 
     best = scores.argsort(descending=True, stable=True)[:max_poses]
@@ -156,6 +160,7 @@ def merge_poses(views: list[Instances], max_poses: int) -> Instances:
         pred_keypoints=torch.cat([merged, keypoint_scores[..., None]], dim=2)[best].to(
             like.pred_keypoints
         ),
+        **{name: field[best].to(like.get(name)) for name, field in fields.items()},
     )
 
 

@@ -22,7 +22,9 @@ from tabulate import tabulate
 from torch import Tensor
 
 from ..data.coco_file import in_memory
+from ..modeling.oks import COCO_SIGMAS
 from .results import ResultsFile, to_coco
+from .visibility import evaluate_visibility
 
 try:
     import faster_coco_eval  # the extra "eval": the same figures sooner
@@ -53,7 +55,8 @@ class InsPoseEvaluator(COCOEvaluator):
     perfect), reports AP 0 where nothing was predicted and NaN where there is nothing to find,
     counts a repeated image once, leaves what it is given unchanged, and keeps tensors rather than
     Python numbers of each image until the end. It also reports keypoint AP by the number of persons
-    in the image, takes sigmas from the metadata, and reads annotations as
+    in the image and, where poses have ``pred_visibility``, how well it tells hidden keypoints from
+    visible ones; it takes sigmas from the metadata, and reads annotations as
     :func:`~inspose_d2.data.coco_file.plain` makes them. faster-coco-eval computes the figures where
     it is installed.
     """
@@ -92,7 +95,8 @@ class InsPoseEvaluator(COCOEvaluator):
         Args:
             inputs: per image "image_id" and, for messages, "file_name".
             outputs: per image {"instances": ``Instances`` with pred_boxes, scores, pred_classes
-                and, for the task "keypoints", pred_keypoints (N, K, 3), in pixels}.
+                and, for the task "keypoints", pred_keypoints (N, K, 3), in pixels, and, if it is
+                there, pred_visibility (N, K)}.
 
         Raises:
             ValueError: a box, score or keypoint is not finite.
@@ -120,8 +124,9 @@ class InsPoseEvaluator(COCOEvaluator):
 
         Returns:
             Per task its ``METRICS`` in percent, of keypoints ``AP_BY_PEOPLE`` too: 0 where nothing
-            was predicted, NaN where there is nothing to find. Empty without annotations (test-dev)
-            and on all workers but the first.
+            was predicted, NaN where there is nothing to find. As "visibility", where it was
+            predicted, the figures of :func:`.evaluate_visibility`. Empty without annotations
+            (test-dev) and on all workers but the first.
         """
         comm.synchronize()
         gathered = list(chain(*comm.gather(self._predictions, dst=0)))
@@ -138,10 +143,15 @@ class InsPoseEvaluator(COCOEvaluator):
         if not self._do_evaluation:
             self._logger.info("Annotations are not available for evaluation.")
             return {}
-        return {
-            task: self._evaluate_task(task, self._best_records(task, predictions), img_ids)
-            for task in sorted(self._tasks)
-        }
+        results = {}
+        for task in sorted(self._tasks):
+            records = self._best_records(task, predictions)
+            results[task] = self._evaluate_task(task, records, img_ids)
+            if task == "keypoints" and records and "visibility" in records[0]:
+                wanted = [x for x in records if img_ids is None or x["image_id"] in img_ids]
+                sigmas = list(self._kpt_oks_sigmas or COCO_SIGMAS.values())
+                results["visibility"] = evaluate_visibility(self._coco_api, wanted, sigmas)
+        return results
 
     def _copy(self, instances: Instances) -> Instances:
         """Copy what the tasks need to the CPU, apart from any larger storage behind it."""
@@ -153,6 +163,8 @@ class InsPoseEvaluator(COCOEvaluator):
         # A model that finds nobody may leave the keypoints out.
         if "keypoints" in self._tasks and (len(instances) or instances.has("pred_keypoints")):
             fields["pred_keypoints"] = instances.pred_keypoints.to("cpu", copy=True)
+            if instances.has("pred_visibility"):
+                fields["pred_visibility"] = instances.pred_visibility.to("cpu", copy=True)
         return Instances(instances.image_size, **fields)
 
     def _records(self, image_id: int, poses: Instances) -> list[dict[str, Any]]:

@@ -25,7 +25,8 @@ def to_coco(poses: Instances, image_id: int, **more: Any) -> list[Pose]:
     """Turn the poses of an image into COCO's form.
 
     Args:
-        poses: N of the image; pred_track_ids (N,) if there become ``track_id``.
+        poses: N of the image; pred_track_ids (N,) and pred_visibility (N, K) if there become
+            ``track_id`` and ``visibility``.
         image_id: of the image.
         more: entries of each pose besides, or in the place of Detectron2's, such as category_id.
 
@@ -39,6 +40,9 @@ def to_coco(poses: Instances, image_id: int, **more: Any) -> list[Pose]:
     if poses.has("pred_track_ids"):
         ids = poses.pred_track_ids.tolist()
         found = [pose | {"track_id": own} for pose, own in zip(found, ids, strict=True)]
+    if poses.has("pred_visibility"):
+        visibility = poses.pred_visibility.tolist()
+        found = [x | {"visibility": own} for x, own in zip(found, visibility, strict=True)]
     return found
 
 

@@ -9,6 +9,7 @@ from .model_zoo import (
     find_weights,
     get_model,
     list_checkpoints,
+    load_model,
     score_threshold_of,
     write_folder,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "find_weights",
     "get_model",
     "list_checkpoints",
+    "load_model",
     "score_threshold_of",
     "write_folder",
 ]

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.error import HTTPError
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from iopath.common.file_io import get_cache_dir
 from torch import nn
@@ -66,15 +67,26 @@ def get_model(
         CheckpointError: the weights cannot be read, or are of another model.
         OSError: the weights cannot be downloaded.
     """
-    file = None if weights is None else find_weights(weights)
+    file = "" if weights is None else str(find_weights(weights))
     # The weights of timm would be replaced by those of the checkpoint.
-    opts = ["MODEL.TIMM.PRETRAINED", False] + (["MODEL.DEVICE", device] if device else [])
-    model = build_model(get_cfg(name, opts)).eval()
+    opts = ["MODEL.TIMM.PRETRAINED", False, "MODEL.WEIGHTS", file]
+    return load_model(get_cfg(name, opts + (["MODEL.DEVICE", device] if device else [])))
+
+
+def load_model(cfg: CfgNode) -> Any:
+    """Build the model of a config in evaluation mode, with the weights of ``MODEL.WEIGHTS``.
+
+    Args:
+        cfg: the whole config; without weights they are random, and a warning says so.
+
+    Raises:
+        CheckpointError: the weights cannot be read, or are of another model.
+    """
+    model = build_model(cfg).eval()
     stay_usable_after_fork()
-    if file is None:
-        logger.warning(f"The weights of {name} are random: get_model was called without weights")
-    else:
-        InsPoseCheckpointer(model).load(str(file))
+    if not cfg.MODEL.WEIGHTS:
+        logger.warning("MODEL.WEIGHTS is empty: the weights of the model are random")
+    InsPoseCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     return model
 
 

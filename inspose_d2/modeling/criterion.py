@@ -19,10 +19,11 @@ from .losses import (
     keypoint_loss,
     quality_loss,
     regression_loss,
+    visibility_loss,
 )
 from .oks import object_keypoint_similarity, oks_sigmas
 from .predictions import PersonPredictions, Predictions
-from .target_generator import PERSON, Targets
+from .target_generator import PERSON, VISIBLE, Targets
 
 
 class Criterion(nn.Module):
@@ -130,6 +131,10 @@ class Criterion(nn.Module):
             offsets = offsets / where.strides[:, None, None]
             loss = regression_loss(persons.regressed, offsets, targets.labelled)
             losses["loss_regression"] = loss / num_pairs
+        if persons.visibility is not None:
+            visible = targets.keypoints[..., 2] == VISIBLE
+            loss = visibility_loss(persons.visibility, visible, targets.labelled)
+            losses["loss_visibility"] = loss / num_pairs
         return {name: self.weights[name] * loss for name, loss in losses.items()}
 
     def _person_loss(

@@ -6,12 +6,11 @@ from torch import Tensor
 
 def decode_by_expected_oks(
     logits: Tensor,
-    disk_offsets: Tensor | None,
+    places: Tensor,
     areas: Tensor,
     sigmas: Tensor,
     *,
     stride: int,
-    map_size: tuple[int, int],
     image_size: tuple[int, int],
 ) -> Tensor:
     """Find for each keypoint the point where the expected OKS is highest.
@@ -25,17 +24,16 @@ def decode_by_expected_oks(
 
     Args:
         logits: (N, K, H*W) keypoint maps of N persons.
-        disk_offsets: as for :func:`.decode_keypoints`; (2K, at least H, at least W) or None.
+        places: (K, 2, H, W) from :func:`places_of_cells`.
         areas: (N,) of the persons, square pixels, as OKS takes them.
         sigmas: (K,) of OKS.
         stride: image pixels per cell.
-        map_size: (H, W) of the maps without padding.
         image_size: (H, W) of the image in pixels.
 
     Returns:
         (N, K, 3) keypoints x, y in image pixels, and the expected OKS in [0, 1] as their scores.
     """
-    height, width = map_size
+    height, width = map_size = places.shape[2], places.shape[3]
     columns = torch.arange(width, device=logits.device)
     rows = torch.arange(height, device=logits.device)
     with torch.autocast(logits.device.type, enabled=False):  # whose products would be rounded
@@ -46,31 +44,45 @@ def decode_by_expected_oks(
         scores, cells = (down @ maps @ across).flatten(2).max(dim=2)
         row = cells // width
         column = cells - row * width
-        near = maps * _row_of(down, row)[..., None] * _row_of(across, column)[:, :, None]
-        places = _places(disk_offsets, columns, rows, sigmas)
+        near = maps.mul_(_row_of(down, row)[..., None]).mul_(_row_of(across, column)[:, :, None])
         points = torch.einsum("nkc,kdc->nkd", near.flatten(2), places.flatten(2))
         x, y = (points / near.sum(dim=(2, 3))[..., None] * stride).unbind(dim=2)
     x, y = x.clamp(0, image_size[1]), y.clamp(0, image_size[0])
     return torch.stack([x, y, scores.clamp(max=1)], dim=2)
 
 
+def places_of_cells(
+    disk_offsets: Tensor | None, num_keypoints: int, map_size: tuple[int, int], device: torch.device
+) -> Tensor:
+    """Where each cell of a map says that the keypoint is.
+
+    Args:
+        disk_offsets: as for :func:`.decode_keypoints`; (2K, at least H, at least W) or None.
+        num_keypoints: K.
+        map_size: (H, W) of the maps without padding.
+        device: where to put the result.
+
+    Returns:
+        (K, 2, H, W) float32 x, y in cells.
+    """
+    rows, columns = (torch.arange(n, device=device) for n in map_size)
+    cells = torch.stack(torch.meshgrid(columns, rows, indexing="xy")).float()
+    if disk_offsets is None:
+        return (cells + 0.5).expand(num_keypoints, -1, -1, -1)
+    offsets = disk_offsets.unflatten(0, (-1, 2))
+    return cells + offsets.index_select(-2, rows).index_select(-1, columns)
+
+
 def _gaussian(cells: Tensor, spread: Tensor) -> Tensor:
     """How much OKS is left at each distance between two of W cells: (N, K, W, W)."""
-    square = (cells[:, None] - cells).square()
-    # Not below -80: exp() of less than -87 takes ten times as long.
-    return (-square / (2 * spread.square())[..., None, None]).clamp(min=-80).exp()
+    exponents = -cells.square() / (2 * spread.square())[..., None]  # of W distances
+    # exp() of less than -87 takes ten times as long.
+    values = exponents.clamp(min=-80).exp()
+    distances = (cells[:, None] - cells).abs()
+    return values.index_select(2, distances.flatten()).unflatten(2, distances.shape)
 
 
 def _row_of(matrices: Tensor, row: Tensor) -> Tensor:
     """Take a row of each of the matrices (N, K, W, W): (N, K, W)."""
     index = row[..., None, None].expand(-1, -1, 1, matrices.shape[3])
     return matrices.gather(2, index)[:, :, 0]
-
-
-def _places(disk_offsets: Tensor | None, columns: Tensor, rows: Tensor, like: Tensor) -> Tensor:
-    """Where each cell says that the keypoint is, x, y in cells: (K, 2, H, W)."""
-    cells = torch.stack(torch.meshgrid(columns, rows, indexing="xy")).to(like.dtype)
-    if disk_offsets is None:
-        return (cells + 0.5).expand(len(like), -1, -1, -1)
-    offsets = disk_offsets.unflatten(0, (-1, 2))
-    return cells + offsets.index_select(-2, rows).index_select(-1, columns)

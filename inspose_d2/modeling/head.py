@@ -76,6 +76,7 @@ class InsPoseHead(nn.Module):
         prior_prob: float,
         with_boxes: bool,
         num_regressed: int = 0,
+        num_visibility: int = 0,
     ) -> None:
         """Build both towers.
 
@@ -89,6 +90,8 @@ class InsPoseHead(nn.Module):
             with_boxes: whether boxes are predicted from the parameter tower (end of sec. 3.4).
             num_regressed: keypoints that are regressed from the parameter tower, an auxiliary
                 task of training (the authors' later code); 0 regresses none.
+            num_visibility: keypoints whose visibility is predicted from the parameter tower (ours);
+                0 predicts none.
         """
         super().__init__()
         self.cls_subnet = conv_tower(in_channels, conv_dim, num_convs, norm)
@@ -98,6 +101,9 @@ class InsPoseHead(nn.Module):
         self.box_pred = nn.Conv2d(conv_dim, 4, 3, padding=1) if with_boxes else None
         self.regression_pred = (
             nn.Conv2d(conv_dim, 2 * num_regressed, 3, padding=1) if num_regressed else None
+        )
+        self.visibility_pred = (
+            nn.Conv2d(conv_dim, num_visibility, 3, padding=1) if num_visibility else None
         )
         init_as_retinanet(self)
         nn.init.constant_(self.cls_score.bias, prior_bias(prior_prob))  # type: ignore[arg-type]
@@ -113,6 +119,7 @@ class InsPoseHead(nn.Module):
             "prior_prob": node.PRIOR_PROB,
             "with_boxes": node.BOX_HEAD.ENABLED,
             "num_regressed": node.NUM_KEYPOINTS if node.REGRESSION.ENABLED else 0,
+            "num_visibility": node.NUM_KEYPOINTS if node.VISIBILITY.ENABLED else 0,
         }
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -136,7 +143,7 @@ class InsPoseHead(nn.Module):
             candidates: the locations, counted as in the logits.
 
         Returns:
-            The predictions; the regressed keypoints in training alone.
+            The predictions; regressed keypoints and visibility in training alone.
         """
         patches = gather_patches(params_features, candidates.image, candidates.index)
         regressed = None
@@ -147,7 +154,18 @@ class InsPoseHead(nn.Module):
             params=convolve_patches(self.params_pred, patches),
             boxes=self.predict_boxes(patches, candidates),
             regressed=regressed,
+            visibility=self.predict_visibility(patches) if self.training else None,
         )
+
+    def predict_visibility(self, patches: Tensor) -> Tensor | None:
+        """Map (N, 9 * conv_dim) patches to the visibility of the keypoints.
+
+        Returns:
+            (N, K) logits of the probability that a keypoint is visible; None without the output.
+        """
+        if self.visibility_pred is None:
+            return None
+        return convolve_patches(self.visibility_pred, patches)
 
     def predict_boxes(self, patches: Tensor, candidates: Candidates) -> Tensor | None:
         """Predict the box of the person at each location.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 
 from .candidates import Candidates, select_by_score
-from .expected_oks import decode_by_expected_oks
+from .expected_oks import decode_by_expected_oks, places_of_cells
 from .geometry import Locations, map_size
 from .keypoint_codec import decode_keypoints
 from .kp_net import KPNet
@@ -225,16 +225,17 @@ class PoseInference(nn.Module):
             [locations.shape[0]],
         )
         features = predictions.keypoint_features[image : image + 1]
-        offsets = predictions.disk_offsets
+        offsets = None if predictions.disk_offsets is None else predictions.disk_offsets[image]
         areas, size = body_areas(poses.keypoints), map_size(image_size, stride)
+        num_keypoints = poses.keypoints.shape[1]
+        places = places_of_cells(offsets, num_keypoints, size, features.device)
         decoded = [
             decode_by_expected_oks(
                 logits,
-                None if offsets is None else offsets[image],
+                places,
                 areas[chunk],
                 self.oks_sigmas,
                 stride=stride,
-                map_size=size,
                 image_size=image_size,
             )
             for _, chunk, logits in self.kp_net.maps(poses.params, candidates, features, [size])

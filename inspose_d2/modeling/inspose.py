@@ -13,7 +13,7 @@ from .branches import DiskOffsetBranch, HeatmapBranch, KeypointFeatureBranch
 from .candidates import Candidates
 from .criterion import Criterion
 from .geometry import Locations, map_size
-from .head import InsPoseHead
+from .head import InsPoseHead, gather_patches
 from .image_model import ImageModel
 from .inference import PoseInference
 from .kp_net import KPNet
@@ -124,7 +124,9 @@ class InsPose(ImageModel):
         Returns:
             Training: dict of the losses of eq. 5. Evaluation: per image {"instances":
             ``Instances`` with pred_boxes, scores, pred_classes and pred_keypoints (N, K, 3):
-            x, y in pixels of the asked size and the keypoint's score in [0, 1]}.
+            x, y in pixels of the asked size and the keypoint's score in [0, 1]; with
+            ``VISIBILITY.ENABLED`` pred_visibility (N, K) too, the probability that the keypoint is
+            visible}.
         """
         images = self.preprocess_image(batched_inputs)
         predictions = self.predict(images.tensor)
@@ -195,7 +197,15 @@ class InsPose(ImageModel):
         """
         candidates = self.pose_inference.candidates(predictions, locations)
         persons = self.head.at(predictions.params_features, candidates)
-        return self.pose_inference(predictions, persons, image_sizes)
+        poses = self.pose_inference(predictions, persons, image_sizes)
+        if self.head.visibility_pred is not None:
+            for image, own in enumerate(poses):
+                where = torch.full_like(own.pred_locations, image), own.pred_locations
+                patches = gather_patches(predictions.params_features, *where)
+                logits = self.head.predict_visibility(patches)
+                assert logits is not None
+                own.pred_visibility = logits.float().sigmoid()
+        return poses
 
     def locations_of(self, predictions: Predictions) -> Locations:
         """Give the locations that predictions are of."""

@@ -64,6 +64,21 @@ def regression_loss(offsets: Tensor, targets: Tensor, labelled: Tensor) -> Tenso
     return distance.where(labelled, 0).sum()
 
 
+def visibility_loss(logits: Tensor, visible: Tensor, labelled: Tensor) -> Tensor:
+    """Cross-entropy of visible against hidden keypoints (ours).
+
+    Args:
+        logits: (N, K) of the probability that a keypoint is visible.
+        visible: (N, K) bool.
+        labelled: (N, K) bool.
+
+    Returns:
+        Scalar sum over the labelled keypoints.
+    """
+    loss = F.binary_cross_entropy_with_logits(logits.float(), visible.float(), reduction="none")
+    return loss.where(labelled, 0).sum()
+
+
 def keypoint_loss(log_probs: Tensor, labelled: Tensor) -> Tensor:
     """Softmax cross-entropy over the cells of each labelled keypoint's map (eq. 4).
 

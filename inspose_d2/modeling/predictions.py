@@ -26,3 +26,4 @@ class PersonPredictions:
     params: Tensor  # (N, P) of their KP-Nets
     boxes: Tensor | None  # (N, 4) x0, y0, x1, y1 in image pixels; None without the box head
     regressed: Tensor | None  # (N, K, 2) to the keypoints, in strides; None in evaluation too
+    visibility: Tensor | None  # (N, K) logits; None without this output, and in evaluation

@@ -15,6 +15,7 @@ from .geometry import Locations, enclosing_boxes
 from .keypoint_codec import encode_cells, encode_disk_offsets, encode_heatmaps
 
 PERSON, NO_PERSON, LEFT_OUT = 1, 0, -1
+VISIBLE = 2  # COCO's v of a keypoint; 1 is hidden, 0 not labelled
 AREA_OF_BOX = 0.53  # COCO's area of a person, that of the mask, as a share of the box
 CROWD = -1  # in gt_classes: a region of persons who are not annotated one by one
 

@@ -45,12 +45,13 @@ def draw_poses(
     Limbs and joints grow with the person. Their opacity is the square root of the keypoint's
     score, of a limb the lower one of its ends: a good peak often shares its probability with the
     cells beside it. The first pose is on top. The limbs of tracked poses have one colour a track.
+    Hidden keypoints are hollow: white with a coloured rim.
 
     Args:
         image: (H, W, 3) BGR uint8; not changed.
         instances: N poses with pred_keypoints (N, K, 3): x, y in pixels of the image and a score
             in [0, 1]; points that are not finite are left out. pred_boxes and scores if asked for;
-            pred_track_ids (N,) if there.
+            pred_track_ids (N,) and pred_visibility (N, K) if there: below 0.5 is hidden.
         metadata: of the data set, with keypoint_names and keypoint_connection_rules (Detectron2's;
             the rules' own colours are not used). The side in a name (:func:`side_of`) decides the
             colour; where no name has one, each keypoint and limb has its own.
@@ -73,6 +74,9 @@ def draw_poses(
     if keypoints.ndim != 3 or keypoints.shape[2] != 3:
         raise ValueError(f"pred_keypoints: expected (N, K, 3), got {keypoints.shape}")
     names = keypoint_names(metadata, keypoints.shape[1])
+    hidden = np.zeros(keypoints.shape[:2], dtype=bool)
+    if instances.has("pred_visibility"):
+        hidden = instances.pred_visibility.detach().cpu().numpy() < 0.5
     limbs = _limbs(metadata, names)
     tracks = instances.pred_track_ids.tolist() if instances.has("pred_track_ids") else None
     colors = [_color_of(name) for name in names]
@@ -86,7 +90,7 @@ def draw_poses(
             _draw_box(canvas, instances.pred_boxes.tensor[i].tolist())
         if tracks is not None:
             limbs = [(first, second, _color_of_track(tracks[i])) for first, second, _ in limbs]
-        _draw_pose(canvas, keypoints[i], drawn, colors, limbs)
+        _draw_pose(canvas, keypoints[i], drawn, hidden[i], colors, limbs)
     if scores:  # after all persons, lest limbs cover them
         drawn = np.isfinite(keypoints).all(axis=2) & (keypoints[..., 2] >= keypoint_threshold)
         taken = [*keypoints[drawn][:, :2]]
@@ -150,6 +154,7 @@ def _draw_pose(
     canvas: np.ndarray,
     keypoints: np.ndarray,
     drawn: np.ndarray,
+    hidden: np.ndarray,
     colors: list[Color],
     limbs: list[tuple[int, int, Color]],
 ) -> None:
@@ -159,6 +164,7 @@ def _draw_pose(
         canvas: (H, W, 3) uint8; changed.
         keypoints: (K, 3) x, y in pixels, score.
         drawn: (K,) bool, the keypoints to draw.
+        hidden: (K,) bool, those to draw hollow.
         colors: of each keypoint.
         limbs: pairs of keypoints with a colour.
     """
@@ -179,7 +185,9 @@ def _draw_pose(
                 canvas, points[[first, second]], strokes, min(opacity[first], opacity[second])
             )
     for k in drawn.nonzero()[0]:
-        discs = ((DARK, radius + rim + 0.7), (WHITE, radius + rim), (colors[k], radius))
+        discs = [(DARK, radius + rim + 0.7), (WHITE, radius + rim), (colors[k], radius)]
+        if hidden[k]:
+            discs[1:] = [(colors[k], radius + rim), (WHITE, 0.7 * radius)]
         _draw_joint(canvas, points[k], discs, opacity[k])
 
 

@@ -18,7 +18,12 @@ from detectron2.utils.events import EventStorage
 from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor, nn
 
-from inspose_d2.modeling.backbone import FoldedConv2d, FoldedTimmNorm, fold_frozen_batch_norms
+from inspose_d2.modeling.backbone import (
+    FoldedConv2d,
+    FoldedTimmNorm,
+    fold_frozen_batch_norms,
+    keep_folded,
+)
 
 NAMES = ["p3", "p4", "p5", "p6", "p7"]
 CHANNELS = 32  # FPN.OUT_CHANNELS of tiny_cfg
@@ -419,3 +424,28 @@ def test_frozen_batch_norms_of_timm_are_folded(build_timm: Callable[..., FPN], n
     expected = dict(plain.named_parameters())
     for key, parameter in folded.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[key].grad)
+
+
+@pytest.mark.parametrize("change", ["load", "train", "move"])
+def test_folded_weights_are_kept_until_the_model_changes(
+    build_timm: Callable[..., FPN], change: str
+) -> None:
+    torch.manual_seed(0)
+    backbone = build_timm("tf_efficientnet_lite0").bottom_up
+    backbone.freeze_batch_norms()
+    backbone.eval()
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = backbone(image)
+        keep_folded(backbone)
+        torch.testing.assert_close(backbone(image), expected, rtol=0, atol=0)
+        for parameter in backbone.parameters():
+            parameter.mul_(1.1)
+        torch.testing.assert_close(backbone(image), expected, rtol=0, atol=0)  # kept indeed
+        if change == "load":
+            backbone.load_state_dict(backbone.state_dict())
+        elif change == "train":
+            backbone.train().eval()
+        else:
+            backbone.double().float()
+        assert (backbone(image)["res5"] - expected["res5"]).abs().max() > 1e-3

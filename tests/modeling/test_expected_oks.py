@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 from torch import Tensor
 
-from inspose_d2.modeling.expected_oks import decode_by_expected_oks
+from inspose_d2.modeling.expected_oks import decode_by_expected_oks, places_of_cells
 from inspose_d2.modeling.keypoint_codec import decode_keypoints
 from inspose_d2.modeling.oks import object_keypoint_similarity
 
@@ -24,11 +24,10 @@ def decode(
 ) -> Tensor:
     return decode_by_expected_oks(
         logits,
-        offsets,
+        places_of_cells(offsets, 2, SIZE, logits.device),
         torch.full(logits.shape[:1], area),
         SIGMAS,
         stride=STRIDE,
-        map_size=SIZE,
         image_size=image,
     )
 

@@ -145,7 +145,7 @@ def test_overlapping_persons_on_two_levels_are_learned_and_decoded_each_as_itsel
     for stride, at, logit in ((8, (156, 124), 2.0), (16, (152, 120), 3.0)):
         logits[0, (strides == stride) & (points == torch.tensor(at)).all(dim=1)] = logit
     plant(model, logits, nets_of_levels({8: SMALL, 16: LARGE}), features)
-    model.keypoint_score_weight = 0
+    model.pose_inference.keypoint_score_weight = 0
     with torch.no_grad():
         poses = model.eval()(inputs)[0]["instances"]
     found = torch.stack([LARGE, SMALL]) // 8 * 8 + 4  # centres of the cells: there are no offsets
@@ -195,8 +195,8 @@ def test_threshold_top_k_kp_nets_score_nms_and_limit_in_this_order(
         expected[name] = pose, score ** (1 - weight) * peaks.mean().item() ** weight
     plant(model, logits, params, torch.zeros(1, 8, SIZE[0] // 8, SIZE[1] // 8))
     for name, value in settings.items():
-        assert hasattr(model, name)
-        setattr(model, name, value)
+        assert hasattr(model.pose_inference, name)
+        setattr(model.pose_inference, name, value)
     with torch.no_grad():
         poses = model.eval()([{"image": torch.zeros(3, *SIZE)}])[0]["instances"]
     assert poses.scores.tolist() == pytest.approx([expected[name][1] for name in names], rel=1e-4)
