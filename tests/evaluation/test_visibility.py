@@ -18,11 +18,11 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor
 
 from inspose_d2 import InsPose
-from inspose_d2.cli.results import to_coco
 from inspose_d2.config import ConfigError
 from inspose_d2.engine.predictor import InsPosePredictor
 from inspose_d2.engine.test_time_augmentation import flip_poses, merge_poses
 from inspose_d2.evaluation import InsPoseEvaluator
+from inspose_d2.evaluation.results import to_coco
 from inspose_d2.evaluation.visibility import visibility_figures
 from inspose_d2.modeling.losses import visibility_loss
 from inspose_d2.visualization.poses import LEFT, WHITE, draw_poses
