@@ -74,8 +74,11 @@ class InsPoseGraph(nn.Module):
     def padded(self, images: Tensor) -> Tensor:
         """Normalize images (..., H, W) and pad them to what the backbone divides by."""
         divisor = self.model.backbone.size_divisibility
-        padding = (0, -images.shape[-1] % divisor, 0, -images.shape[-2] % divisor)
-        return F.pad(self.model.normalize(images), padding)
+        height, width = images.shape[-2:]
+        # Not -height % divisor: as multiples of the divisor the sizes of all maps stay short terms.
+        bottom = (height + divisor - 1) // divisor * divisor - height
+        right = (width + divisor - 1) // divisor * divisor - width
+        return F.pad(self.model.normalize(images), (0, right, 0, bottom))
 
     def rows_of(
         self,
