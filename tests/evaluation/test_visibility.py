@@ -125,7 +125,7 @@ def test_poses_keep_their_own_visibility_through_nms_and_in_a_batch(
     with torch.no_grad():
         predictions = model.eval().predict(model.preprocess_image(images).tensor)
         locations = model.locations_of(predictions)
-        found = model.inference(predictions, locations, [SIZE, SIZE], with_locations=True)
+        found = model.inference(predictions, locations, [SIZE, SIZE])
         # The full convolution, level by level: logits at all locations.
         maps = [model.head.visibility_pred(x).flatten(2) for x in predictions.params_features]
         everywhere = torch.cat(maps, dim=2).mT.sigmoid()  # (B, L, K)
@@ -155,12 +155,12 @@ def test_checkpoint_and_predictor_give_it_and_json_has_it(tiny_cfg: Make, tmp_pa
     assert len(poses) > 3
     assert poses.pred_visibility.shape == (len(poses), 17)
     assert ((poses.pred_visibility > 0) & (poses.pred_visibility < 1)).all()
-    records = json.loads(json.dumps(to_coco(poses, 3, "a.jpg")))
+    records = json.loads(json.dumps(to_coco(poses, 3, file_name="a.jpg")))
     for record, own in zip(records, poses.pred_visibility, strict=True):
         assert record["visibility"] == pytest.approx(own.tolist())
         assert len(record["keypoints"]) == 3 * 17
     poses.remove("pred_visibility")
-    assert "visibility" not in to_coco(poses, 3, "a.jpg")[0]
+    assert "visibility" not in to_coco(poses, 3, file_name="a.jpg")[0]
 
 
 def test_the_authors_model_is_refused(tiny_cfg: Make) -> None:
