@@ -398,10 +398,11 @@ def test_six_persons_are_learned_by_heart_and_nms_loses_none(tiny_cfg: Make) -> 
 
     def similarities(nms_type: str, threshold: float) -> Tensor:
         """OKS of each person with each pose, (6, N)."""
-        model.nms_type, model.nms_threshold = nms_type, threshold
+        inference = model.pose_inference
+        inference.nms_type, inference.nms_threshold = nms_type, threshold
         poses = predict(model, inputs, threshold=0.3)[0].pred_keypoints
         of_all = [(poses, keypoints[i].expand(len(poses), -1, -1)) for i in range(6)]
-        sigmas = model.oks_sigmas
+        sigmas = model.pose_inference.oks_sigmas
         return torch.stack(
             [
                 object_keypoint_similarity(*pair, area.expand(len(poses)), sigmas)
