@@ -141,7 +141,7 @@ def test_whole_model_from_image_to_keypoints(
     body = model.backbone.bottom_up
     watch = body.register_forward_hook(lambda *call: maps.update(call[2]))
     try:
-        images = model.preprocess_image([predictor._prepare(image, "image")])
+        images = model.preprocess_image([predictor.prepare(image)])
         predictions = model.predict(images.tensor)
     finally:
         watch.remove()
