@@ -5,7 +5,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from benchmarks.machine import Probe, cpu_name, describe, limits, probes
+from benchmarks.machine import Probe, limits, probes
 from benchmarks.timing import Seconds
 
 
@@ -37,11 +37,3 @@ def test_probes_do_the_work_that_they_say() -> None:
         by_name["exp in the cache"].run()
     done = sum(call.args[0].numel() for call in exp.call_args_list)
     assert by_name["exp in the cache"].amount == pytest.approx(done / 1e9)
-
-
-def test_description_names_what_a_figure_depends_on() -> None:
-    found = describe("cpu")
-    assert found["CPU"] == cpu_name() != ""
-    assert found["GPU"] is None
-    assert found["CPU threads used"] == torch.get_num_threads()
-    assert found["torch"] == torch.__version__

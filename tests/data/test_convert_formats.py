@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from inspose_d2 import cli, register_coco_keypoints
+from inspose_d2 import cli
 from inspose_d2.data.annotations import AnnotationError
 from inspose_d2.data.coco_file import check_annotations
 from inspose_d2.data.convert.coco import read_coco
@@ -24,7 +22,6 @@ from inspose_d2.data.convert.cvat import read_cvat
 from inspose_d2.data.convert.label_studio import read_label_studio
 from inspose_d2.data.convert.labelme import read_labelme
 from inspose_d2.data.convert.yolo import labels_of, read_yolo, write_yolo
-from inspose_d2.engine.trainer import Trainer
 from inspose_d2.files import write_json
 
 NAMES = ["nose", "left_eye", "right_eye"]
@@ -1134,20 +1131,3 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"out\.json"):
         write_json(tmp_path / "out.json", people())
     assert [x.name for x in tmp_path.iterdir()] == ["out.json"]
-
-
-def test_what_was_converted_is_trained_on(
-    tmp_path: Path, tiny_cfg: Callable[..., CfgNode], request: pytest.FixtureRequest
-) -> None:
-    folder = save_images(tmp_path / "labels")
-    as_labelme(folder, people(person(bbox=[8, 10, 16, 20]), person(id=2, image_id=2)))
-    path = tmp_path / "out.json"
-    write_json(path, read_labelme(folder, keypoints=NAMES).coco)
-    name = "converted"
-    register_coco_keypoints(name, path, folder)
-    request.addfinalizer(lambda: (DatasetCatalog.remove(name), MetadataCatalog.remove(name)))
-    sets = ["DATASETS.TRAIN", (name,), "DATASETS.TEST", (name,), "TEST.EVAL_PERIOD", 0]
-    cfg = tiny_cfg([*sets, "MODEL.INSPOSE.NUM_KEYPOINTS", 3, "SOLVER.MAX_ITER", 1])
-    trainer = Trainer(cfg)
-    trainer.train()
-    assert 0 <= Trainer.test(cfg, trainer.model)["keypoints"]["AP"] <= 100

@@ -22,6 +22,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from PIL import Image
 
+from experiments.coco_ap import average_precision, load_truth
 from inspose_d2.data.dataset_mapper import InsPoseDatasetMapper
 from inspose_d2.engine import launch as train_net
 from inspose_d2.engine.trainer import Trainer
@@ -124,6 +125,11 @@ def test_boxes_of_a_box_head_are_evaluated_beside_keypoints(
     settings = {**few_people, "MODEL.INSPOSE.BOX_HEAD.ENABLED": True}
     results = run(tmp_path, "--eval-only", **settings)
     assert results.keys() == {"bbox", "keypoints"}
+    truth = load_truth(settings["DATASETS.REGISTER"][0][1])
+    found = json.loads((tmp_path / "inference/coco_instances_results.json").read_text())
+    assert {x["image_id"] for x in found} == set(truth.imgs)
+    for task, figures in results.items():
+        assert figures["AP"] == pytest.approx(average_precision(truth, found, task)["AP"], abs=1e-6)
 
 
 @pytest.mark.fault
@@ -140,6 +146,7 @@ def test_two_gloo_workers_equal_one(tmp_path: Path) -> None:
         "SOLVER.BASE_LR": 0.01,
         "SOLVER.WARMUP_ITERS": 0,
         "SOLVER.MAX_ITER": 2,
+        "SOLVER.CHECKPOINT_PERIOD": 1,
         "DATASETS.TEST": (),
     }
     flags = workers_flags(2, tmp_path)
@@ -148,6 +155,9 @@ def test_two_gloo_workers_equal_one(tmp_path: Path) -> None:
     run(tmp_path / "one", **same)
     one, two_workers = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert one.keys() == two_workers.keys()
+    before = torch.load(tmp_path / "one" / "model_0000000.pth", weights_only=True)["model"]
+    moved = (one["head.cls_score.weight"] - before["head.cls_score.weight"]).abs().max()
+    assert moved > 1e-3  # more than what is taken for rounding below
     for name, value in one.items():
         torch.testing.assert_close(two_workers[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
@@ -160,7 +170,7 @@ def train_beside_nobody(folder: str) -> None:
     person = {"bbox": [8, 8, 40, 40], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
     person["keypoints"] = [x for k in range(17) for x in (8 + 2 * k, 40 - k, 2)]
     records = [
-        {"file_name": f"{folder}/image.png", "image_id": i, "height": 64, "width": 64}
+        {"file_name": f"{folder}/{i}.png", "image_id": i, "height": 64, "width": 64}
         | {"annotations": [person] * i}
         for i in (0, 1)
     ]
@@ -194,7 +204,8 @@ def train_beside_nobody(folder: str) -> None:
 @pytest.mark.slow
 @pytest.mark.fault
 def test_worker_without_persons_keeps_up_with_the_other(tmp_path: Path) -> None:
-    Image.new("RGB", (64, 64)).save(tmp_path / "image.png")
+    for i in (0, 1):
+        Image.effect_noise((64, 64), 50 + 100 * i).convert("RGB").save(tmp_path / f"{i}.png")
     # A worker that waited for the other in vain would fail after these seconds.
     launch_workers(
         train_beside_nobody,

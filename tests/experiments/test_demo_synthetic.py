@@ -34,4 +34,5 @@ def test_losses_are_plotted_from_the_metrics_file(tmp_path: Path) -> None:
     metrics.write_text("\n".join(json.dumps(x) for x in [*lines, {"iteration": 2}]))
     axes = demo_synthetic.plt.figure().add_subplot()
     demo_synthetic._draw_losses(axes, metrics)
-    assert {line.get_label() for line in axes.lines} == {"total_loss", "loss_cls"}
+    drawn = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert drawn == {"total_loss": [3, 2], "loss_cls": [1, 1]}

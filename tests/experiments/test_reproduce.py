@@ -37,10 +37,11 @@ def process_as_before() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-@pytest.mark.parametrize("row", sorted(ALL_ROWS, key=lambda r: r.label), ids=lambda r: r.label)
-def test_every_row_has_its_configs(row: reproduce.Row) -> None:
-    assert (reproduce.CONFIGS / row.config).is_file()
-    assert (reproduce.CONFIGS / row.small).is_file()
+def test_every_row_has_configs_that_can_be_read(tmp_path: Path) -> None:
+    for row in ALL_ROWS:
+        for steps in (20, None):
+            cfg = reproduce.make_run(row, 1, tmp_path, steps, []).cfg()
+            assert cfg.MODEL.META_ARCHITECTURE in ("InsPose", "GeneralizedRCNN")
 
 
 def test_the_full_method_of_all_tables_is_one_run(tmp_path: Path) -> None:

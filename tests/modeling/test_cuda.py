@@ -66,6 +66,7 @@ def test_losses_and_poses_equal_those_of_the_cpu(
         model.eval()
         model.pose_inference.score_threshold = 0.0
     with torch.no_grad():
-        poses, cuda_poses = (m(inputs)[0]["instances"].to("cpu") for m in (cpu, cuda))
-    torch.testing.assert_close(cuda_poses.scores, poses.scores, rtol=1e-2, atol=1e-3)
+        results = zip(*(m(inputs) for m in (cpu, cuda)), strict=True)
+    for poses, cuda_poses in ([x["instances"].to("cpu") for x in pair] for pair in results):
+        torch.testing.assert_close(cuda_poses.scores, poses.scores, rtol=1e-2, atol=1e-3)
     assert not kp_net_check._problems  # or "auto" has compared matrix products

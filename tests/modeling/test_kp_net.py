@@ -1,8 +1,9 @@
 import math
+import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -372,20 +373,17 @@ def test_map_of_half_the_resolution_is_the_mean_of_four_cells() -> None:
     assert kp_net.resample(logits, (2, 3)).flatten().tolist() == expected
 
 
-def test_kernels_do_not_resample() -> None:
-    kp_net = make_kp_net(map_stride=4)
-    kp_net.backend = "auto"
-    assert kp_net._kernels(torch.zeros(1, device="meta")) is None
-    with pytest.raises(ValueError, match=r"do not resample maps: set it to 'auto' or 'torch'"):
-        KPNet(
-            stride=8,
-            map_stride=4,
-            feature_channels=8,
-            channels=8,
-            num_layers=3,
-            num_keypoints=17,
-            backend="triton",
-        )
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"backend": "triton", "map_stride": 4}, "do not resample maps: set it to 'auto' or 't"),
+        ({"backend": "cuda"}, r"KP_NET\.BACKEND must be one of .*'torch'.*'cuda'"),
+    ],
+)
+def test_backend_that_does_not_fit_is_refused(settings: dict[str, Any], problem: str) -> None:
+    channels = {"feature_channels": 8, "channels": 8}
+    with pytest.raises(ValueError, match=problem):
+        KPNet(stride=8, **channels, num_layers=3, num_keypoints=17, **settings)
 
 
 def test_log_probs_by_hand() -> None:
@@ -457,18 +455,6 @@ def test_active_units_of_dead_nets_and_of_nobody() -> None:
     assert shallow.active_units(*batch_of(make_input(shallow, 3))).isnan()
 
 
-def test_unknown_backend_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"KP_NET\.BACKEND must be one of .*'torch'.*'cuda'"):
-        KPNet(
-            stride=8,
-            feature_channels=8,
-            channels=8,
-            num_layers=3,
-            num_keypoints=17,
-            backend="cuda",
-        )
-
-
 @pytest.mark.skipif(
     torch.cuda.is_available(), reason="on a GPU tests/modeling/test_cuda.py compares the backends"
 )
@@ -532,63 +518,22 @@ def uncached_kernels() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("uncached_kernels")
-@pytest.mark.parametrize(
-    ("module", "capability", "problem"),
-    [
-        (None, (9, 0), r"cannot be imported \(No module named 'triton'\)"),
-        (ModuleType("kernels"), None, "the device 'cpu', not on a CUDA device"),
-        (ModuleType("kernels"), (6, 1), r"compute capability \(6, 1\), below \(7, 0\)"),
-    ],
-)
-def test_forced_backend_that_cannot_run_tells_why(
-    module: ModuleType | None,
-    capability: tuple[int, int] | None,
-    problem: str,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize("has_triton", [True, False])
+def test_kernels_that_cannot_run_give_way_or_tell_why(
+    has_triton: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def import_module(*_: str) -> ModuleType:
-        if module is None:
-            raise ImportError("No module named 'triton'")
-        return module
-
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    monkeypatch.setattr(kp_net_module.importlib, "import_module", import_module)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    features = FakeFeatures(is_cuda=True, device=torch.device("cuda" if capability else "cpu"))
-    kp_net = make_kp_net()
-    kp_net.backend = "triton"
+    module = "inspose_d2.modeling.kp_net_triton"
+    monkeypatch.setitem(sys.modules, module, ModuleType(module) if has_triton else None)
+    nets = make_kp_net(), make_kp_net()
+    x = make_input(nets[0], 3)
+    nets[0].backend, nets[1].backend = "torch", "auto"
+    expected, got = (peaks_of(net, x) for net in nets)
+    assert got[0].equal(expected[0])
+    nets[1].backend = "triton"
+    problem = "the device 'cpu', not on a CUDA device" if has_triton else "cannot be imported"
     with pytest.raises(ValueError, match=rf"KP_NET\.BACKEND is 'triton', but .*{problem}.*'auto'"):
-        kp_net._kernels(features)
-    kp_net.backend = "auto"
-    assert kp_net._kernels(features) is None
-    if capability:
-        assert "KP-Nets run as matrix products, without Triton" in caplog.text
-
-
-class FakeFeatures(NamedTuple):
-    """Says where it is, for lack of a GPU."""
-
-    is_cuda: bool
-    device: torch.device
-
-
-@pytest.mark.usefixtures("uncached_kernels")
-def test_automatic_backend_takes_the_kernels_where_they_run_well(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    kernels = ModuleType("kernels")
-    monkeypatch.setattr(kp_net_module.importlib, "import_module", lambda *_: kernels)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    kp_net = make_kp_net()
-    assert kp_net._kernels(FakeFeatures(True, torch.device("cuda"))) is kernels
-    assert kp_net._kernels(FakeFeatures(False, torch.device("cpu"))) is None
-    kp_net.backend = "torch"
-    assert kp_net._kernels(FakeFeatures(True, torch.device("cuda"))) is None
-    wide = KPNet(stride=8, feature_channels=8, channels=16, num_layers=3, num_keypoints=17)
-    assert wide._kernels(FakeFeatures(True, torch.device("cuda"))) is None
-    wide.backend = "triton"
-    assert wide._kernels(FakeFeatures(True, torch.device("cuda"))) is kernels
+        peaks_of(nets[1], x)
 
 
 def test_chunks_fill_their_budget_whatever_the_size_of_the_maps(

@@ -216,7 +216,8 @@ def test_wrong_form_is_named(image: Any, k: int, message: str) -> None:
 @pytest.mark.parametrize("name", ["keypoints_coco_2017_val", "synthetic_people_val"])
 def test_visualizer_of_detectron2_draws_our_instances(name: str) -> None:
     visualizer = Visualizer(ground(), MetadataCatalog.get(name))
-    assert visualizer.draw_instance_predictions(poses_of(TORSO)).get_image().any()
+    image = visualizer.draw_instance_predictions(poses_of(TORSO)).get_image()
+    assert all(image[int(y) - 2 : int(y) + 3, int(x)].any() for x, y, _ in TORSO.values())
 
 
 def peaked(cells: list[tuple[int, int]], size: tuple[int, int]) -> np.ndarray:
