@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torchvision.ops import box_iou, clip_boxes_to_image
 
+from .modeling.backbone import keep_folded
 from .modeling.candidates import Candidates
 from .modeling.inference import Poses
 from .modeling.inspose import InsPose
@@ -37,6 +38,7 @@ class InsPoseGraph(nn.Module):
         self.model = copy.deepcopy(model).eval().to(memory_format=torch.contiguous_format)
         self.model.kp_net.__class__ = _KPNetAtOnce
         self.model.kp_net.backend = "torch"  # the groups of a convolution are a fixed number
+        keep_folded(self.model)  # else the exporter folds itself, into a file that does not load
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Find the poses of an image.
