@@ -16,6 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
+from matplotlib.cbook import get_sample_data
 
 from inspose_d2 import InsPose, cli, get_model
 from inspose_d2.cli import export
@@ -211,21 +212,15 @@ def trained() -> InsPose:
 @pytest.fixture(scope="module")
 def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file as the tool writes it, from the command line."""
+    return write_onnx(CONFIG, WEIGHTS, tmp_path_factory.mktemp("export") / "model.onnx")
+
+
+def write_onnx(config_file: str, weights: str, output: Path) -> Path:
     pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
-    output = tmp_path_factory.mktemp("export") / "model.onnx"
-    command = [
-        sys.executable,
-        "-m",
-        "inspose_d2",
-        "export",
-        "--config-file",
-        CONFIG,
-        "--output",
-        output,
-    ]
+    command = [sys.executable, "-m", "inspose_d2", "export", "--config-file", config_file]
+    command += ["--weights", weights, "--output", str(output)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    opts = ["--weights", WEIGHTS]
-    subprocess.run([*command, *opts], cwd=ROOT, env=environment, check=True)
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
     return output
 
 
@@ -380,3 +375,15 @@ def test_program_gives_no_pose_and_one_pose(tiny_cfg: Callable[..., CfgNode], co
     inference.topk_candidates, inference.score_threshold = 1, 1.0 - count
     got = export_program(model).module()(torch.from_numpy(noise((200, 200))))
     assert [len(x) for x in got] == [count] * 3
+
+
+@pytest.mark.slow
+def test_onnx_runtime_finds_the_poses_of_the_model_for_photographs(tmp_path: Path) -> None:
+    config_file, weights = "people/InsPose_Lite0_people", "people_lite0"
+    model = get_model(config_file, weights, device="cpu")
+    file = write_onnx(config_file, weights, tmp_path / "people.onnx")
+    photograph = cv2.imread(get_sample_data("grace_hopper.jpg", asfileobj=False))[:, :, ::-1]
+    sizes = [(352, 288), (288, 250)]
+    images = [cv2.resize(photograph, size[::-1]).transpose(2, 0, 1).copy() for size in sizes]
+    assert all(eager(model, image)[1].max() > 0.5 for image in images)
+    compare_with_onnx(model, file, iter(images))
