@@ -1,9 +1,9 @@
-"""SIGTERM and SIGINT end training in order: after the step, with its state saved."""
+"""SIGTERM and SIGINT end training after the step, with its state saved; SIGCHLD never in one."""
 
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -70,3 +70,19 @@ class StopRequest:
             self.signum, self._since = signum, time.monotonic()
         if self._interruptible:
             raise Interrupted(self.signum)
+
+
+@contextmanager
+def children_may_end() -> Iterator[None]:
+    """Let no loader process that is killed raise inside; the loader tells of it at its next batch.
+
+    PyTorch's handler of SIGCHLD raises at any moment, such as in the midst of an update.
+    """
+    former = None
+    with suppress(ValueError):  # only the main thread has handlers
+        former = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if former is not None:
+            signal.signal(signal.SIGCHLD, former)

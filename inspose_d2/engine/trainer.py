@@ -44,7 +44,7 @@ from ..evaluation import InsPoseEvaluator
 from ..workers import guard_loader, on_one_worker
 from .ema import EMA
 from .pictures import EvalPictures
-from .signals import Interrupted, StopRequest
+from .signals import Interrupted, StopRequest, children_may_end
 from .test_time_augmentation import InsPoseWithTTA
 from .train_loop import DivergedError, TrainLoop, explain
 
@@ -201,8 +201,9 @@ class Trainer(DefaultTrainer):
     def run_step(self) -> None:
         """Train on one batch, with random numbers that depend on the seed and the step alone."""
         seed_all_rng(mix(self.seed, self.iter, comm.get_rank()))
-        super().run_step()
-        self.last_step = self.iter
+        with children_may_end():
+            super().run_step()
+            self.last_step = self.iter
 
     def state_dict(self) -> dict[str, Any]:
         """Add the seed; the iteration is that of the last whole step."""

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from inspose_d2.engine.signals import Interrupted, StopRequest
+from inspose_d2.engine.signals import Interrupted, StopRequest, children_may_end
 
 pytestmark = pytest.mark.fault
 
@@ -55,3 +55,17 @@ def test_request_is_forgotten_by_the_next_run() -> None:
         signal.raise_signal(signal.SIGTERM)
     with stop:
         assert stop.signum == 0
+
+
+def test_killed_child_raises_outside_of_a_step_alone() -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 1) is killed")
+
+    former = signal.signal(signal.SIGCHLD, fail)
+    try:
+        with children_may_end():
+            signal.raise_signal(signal.SIGCHLD)
+        with pytest.raises(RuntimeError):
+            signal.raise_signal(signal.SIGCHLD)
+    finally:
+        signal.signal(signal.SIGCHLD, former)
