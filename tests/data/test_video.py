@@ -141,7 +141,7 @@ class Camera(http.server.BaseHTTPRequestHandler):
 def camera() -> Iterator[str]:
     Camera.visits = 0
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Camera)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://user:secret@127.0.0.1:{server.server_port}/live"
     server.shutdown()
     server.server_close()

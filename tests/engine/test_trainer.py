@@ -236,8 +236,8 @@ OFFICIAL = {
     [
         {"DATALOADER.NUM_WORKERS": 0},
         {"DATALOADER.NUM_WORKERS": 2},
-        {**AMP, "SOLVER.AMP.PRECISION": "float16"},
-        {**AMP, "SOLVER.AMP.PRECISION": "bfloat16"},
+        pytest.param({**AMP, "SOLVER.AMP.PRECISION": "float16"}, marks=pytest.mark.slow),
+        pytest.param({**AMP, "SOLVER.AMP.PRECISION": "bfloat16"}, marks=pytest.mark.slow),
         OFFICIAL,
     ],
 )
