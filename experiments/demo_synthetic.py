@@ -21,9 +21,11 @@ from detectron2.structures import Instances
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from detectron2.utils.logger import setup_logger
+from matplotlib.cbook import get_sample_data
 from tqdm import tqdm
 
 from inspose_d2 import get_cfg
+from inspose_d2.cli import main as inspose
 from inspose_d2.engine.trainer import Trainer
 from inspose_d2.visualization.poses import draw_poses
 
@@ -189,6 +191,14 @@ def _draw_losses(axes: Any, metrics: Path) -> None:
     axes.legend(ncols=5, loc="upper right")
 
 
+def show_photograph(output: Path) -> None:
+    """Draw what the model of the package finds in Matplotlib's photograph of Grace Hopper."""
+    photograph = get_sample_data("grace_hopper.jpg", asfileobj=False)
+    logger.info(f"The model for photographs that the package carries: {photograph}")
+    inspose(["predict", "--input", str(photograph), "--output", str(output)])
+    logger.info(f"Picture: {output / 'poses' / 'grace_hopper.jpg'}")
+
+
 def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -204,6 +214,7 @@ def main() -> None:
     detectron2_logger = setup_logger(str(args.output / "log.txt"), name="detectron2")
     detectron2_logger.handlers[0].setLevel(logging.WARNING)  # the terminal; all goes to the file
     cfg = load_config(args.output, args.seed, args.opts)
+    show_photograph(args.output)
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         logger.info(f"{name}: {len(DatasetCatalog.get(name))} images")
 

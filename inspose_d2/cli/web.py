@@ -7,6 +7,7 @@ import html
 import ipaddress
 import os
 import secrets
+import shutil
 import sys
 import tempfile
 import time
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from detectron2.structures import Instances
+from matplotlib.cbook import get_sample_data
 
 from ..data.images import ImageError, read_image
 from ..data.synthetic import make_image
@@ -52,7 +54,8 @@ except ImportError as error:
     raise OSError(f"{missing}: pip install 'inspose_d2[web]'") from error
 
 POSES = -1  # the view of all poses; others are numbers of persons, from 0
-EXAMPLES = (14, 6, 10)  # numbers of synthetic pictures with people of several sizes
+PHOTOGRAPH = "grace_hopper.jpg"  # of Matplotlib's examples, in the public domain (US Navy)
+EXAMPLES = (14, 10)  # numbers of synthetic pictures with people of several sizes
 EXAMPLE_SEED = 7  # of no set that is trained or evaluated on
 EXAMPLE_SIZE = 640  # pixels
 MAX_FILE_SIZE = "20mb"
@@ -200,10 +203,13 @@ def summary(found: Found, number: int, threshold: float) -> str:
 
 
 def write_examples(folder: Path) -> list[list[str]]:
-    """Write pictures of synthetic people."""
-    paths = [folder / f"people_{i + 1}.jpg" for i in range(len(EXAMPLES))]
+    """Write pictures of synthetic people, and before them a photograph where there is one."""
+    paths = [folder / f"people_{number}.jpg" for number in EXAMPLES]
     for path, number in zip(paths, EXAMPLES, strict=True):
         write_picture(path, make_image(EXAMPLE_SEED, "val", number, EXAMPLE_SIZE)[0])
+    with contextlib.suppress(OSError):  # some distributions of Matplotlib have no examples
+        photograph = get_sample_data(PHOTOGRAPH, asfileobj=False)
+        paths.insert(0, Path(shutil.copy(photograph, folder)))
     return [[str(path)] for path in paths]
 
 

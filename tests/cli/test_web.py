@@ -200,9 +200,13 @@ def test_other_hosts_than_loopback_are_warned_of(
 
 
 def test_examples_show_people(tmp_path: Path) -> None:
-    examples = web.write_examples(tmp_path)
-    assert len(examples) == len(web.EXAMPLES)
-    assert all(max(cv2.imread(path).shape) == web.EXAMPLE_SIZE for (path,) in examples)
+    examples = [cv2.imread(path) for (path,) in web.write_examples(tmp_path)]
+    photograph, *drawn = examples
+    assert photograph.shape == (600, 512, 3)
+    assert [max(x.shape) for x in drawn] == [web.EXAMPLE_SIZE] * len(web.EXAMPLES)
+    predictor = InsPosePredictor("people/InsPose_Lite0_people", weights="people_lite0")
+    found = [len(predictor(x)["instances"]) for x in examples]
+    assert all(found), found
 
 
 def test_missing_gradio_names_the_extra(

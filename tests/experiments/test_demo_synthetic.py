@@ -36,3 +36,9 @@ def test_losses_are_plotted_from_the_metrics_file(tmp_path: Path) -> None:
     demo_synthetic._draw_losses(axes, metrics)
     drawn = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
     assert drawn == {"total_loss": [3, 2], "loss_cls": [1, 1]}
+
+
+def test_photograph_is_shown_with_a_pose(tmp_path: Path) -> None:
+    demo_synthetic.show_photograph(tmp_path)
+    assert (tmp_path / "poses" / "grace_hopper.jpg").is_file()
+    assert len(json.loads((tmp_path / "results.json").read_text())) == 1
