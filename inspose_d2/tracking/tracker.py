@@ -24,7 +24,7 @@ LEAST_OKS = 0.2  # with the prediction's uncertainty; below, two poses are of tw
 # Of the Kalman filter, in the size of the person: the square root of its area.
 NOISE = 0.08  # deviation of a found pose's place
 FIRST_SPEED = 1.0  # deviation of the speed of a new track, sizes a second
-ACCELERATION = 2.5  # deviation of the speed after a second, sizes a second
+ACCELERATION = 1.7  # deviation of the speed after a second, sizes a second
 
 
 @dataclass
