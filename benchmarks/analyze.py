@@ -53,7 +53,7 @@ def keep_finite(model: nn.Module) -> None:
 
 def force_persons(model: InsPose, num_persons: int) -> None:
     """Make a model find so many persons in any image that has as many locations."""
-    inference = model.pose_inference
+    inference = getattr(model, "pose_inference", model)  # the authors' model has none
     inference.score_threshold, inference.topk_candidates = -1.0, num_persons
     inference.nms_threshold, inference.max_poses = 1.0, num_persons
 

@@ -10,11 +10,9 @@ the clock, so that other work on the machine matters little.
 """
 
 import argparse
-import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +22,7 @@ from torch import Tensor
 from benchmarks.analyze import build, force_persons, load
 from benchmarks.draw import FIGURE
 from benchmarks.models import person_boxes
+from benchmarks.timing import by_turns
 from inspose_d2.cli import told
 from inspose_d2.modeling.oks import oks_sigmas
 from inspose_d2.modeling.postprocess import best_poses, boxes_of_poses
@@ -42,18 +41,6 @@ def planted_poses(candidates: int, persons: int, size: tuple[int, int]) -> Tenso
     return torch.cat([xy, torch.ones(candidates, 17, 1)], dim=2)
 
 
-def cpu_ms(calls: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
-    """Median milliseconds of functions that take turns, after a round to warm up."""
-    rounds = []
-    for _ in range(1 + repeats):
-        rounds.append([])
-        for call in calls:
-            begin = time.process_time()
-            call()
-            rounds[-1].append(1e3 * (time.process_time() - begin))
-    return [statistics.median(x) for x in zip(*rounds[1:], strict=True)]
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
@@ -70,12 +57,12 @@ def main() -> None:
     image = torch.rand(3, *size, generator=torch.Generator().manual_seed(0)) * 255
     sigmas = torch.tensor(oks_sigmas(cfg))
 
-    def infer(candidates: int) -> Any:
+    def infer(candidates: int, _: int) -> Any:
         force_persons(model, candidates)
         with torch.inference_mode():
             return model([{"image": image}])
 
-    def suppress(poses: Tensor, scores: Tensor, of_poses: bool) -> Any:
+    def suppress(poses: Tensor, scores: Tensor, of_poses: bool, _: int) -> Any:
         how = {"nms_threshold": 0.5, "sigmas": sigmas} if of_poses else {"nms_threshold": 0.6}
         return best_poses(poses, boxes_of_poses(poses), scores, max_poses=100, **how)
 
@@ -84,8 +71,9 @@ def main() -> None:
         poses = planted_poses(candidates, persons, size)
         scores = torch.rand(candidates, generator=torch.Generator().manual_seed(1))
         calls = [partial(suppress, poses, scores, kind) for kind in (False, True)]
-        times = cpu_ms([*calls, partial(infer, candidates)], args.repeats)
-        boxes, of_poses, whole = times
+        calls.append(partial(infer, candidates))
+        times = by_turns(calls, args.repeats, warm_up=1, clock=time.process_time)
+        boxes, of_poses, whole = (1e3 * x.median for x in times)
         print(
             f"{candidates:10d}{persons:8d}{boxes:12.2f}{of_poses:12.2f}{of_poses / boxes:16.1f}"
             f"{of_poses / whole:16.1%} of {whole:.0f}"

@@ -8,51 +8,35 @@ processor, not of the clock, so that other work on the machine matters little.
 """
 
 import argparse
-import statistics
 import sys
 import time
 import warnings
-from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from benchmarks.models import Setting, build_inspose, build_peer, inference
+from benchmarks.timing import Stage, by_turns, stage_seconds
 from inspose_d2.cli import told
 from inspose_d2.modeling.official import decode, inspose_official
 
 OFFICIAL = "InsPose, authors' released model"
 
 
-def watch(owner: Any, name: str, stage: str, seconds: dict[str, float]) -> None:
-    """Replace a function by one that adds its seconds to those of a stage."""
-    function: Callable[..., Any] = getattr(owner, name)
-
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        start = time.process_time()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            seconds[stage] += time.process_time() - start
-
-    setattr(owner, name, timed)
-
-
-def stages_of(model: Any) -> dict[str, float]:
-    """Begin to time the stages of the authors' model; the result grows with each call of it."""
-    seconds: dict[str, float] = defaultdict(float)
-    watch(model.backbone, "forward", "backbone and FPN", seconds)
-    watch(model.head, "forward", "towers of classification and poses", seconds)
-    watch(inspose_official, "select_poses", "selection and soft-NMS", seconds)
-    watch(model.head, "predict_params", "tower of the parameters", seconds)
-    watch(model.keypoint_branch, "forward", "shared features of the KP-Nets", seconds)
-    watch(inspose_official, "enlarged_peaks", "KP-Nets, peaks of the enlarged maps", seconds)
-    watch(decode, "enlarge", "    of these, enlarging", seconds)
-    watch(model.dense_branch, "forward", "dense branch", seconds)
-    watch(model.dense_branch, "offsets_at", "offsets at the peaks", seconds)
-    return seconds
+def stages_of(model: Any) -> list[Stage]:
+    """List the stages of the authors' model."""
+    return [
+        Stage("backbone and FPN", model.backbone, "forward"),
+        Stage("towers of classification and poses", model.head, "forward"),
+        Stage("selection and soft-NMS", inspose_official, "select_poses"),
+        Stage("tower of the parameters", model.head, "predict_params"),
+        Stage("shared features of the KP-Nets", model.keypoint_branch, "forward"),
+        Stage("KP-Nets, peaks of the enlarged maps", inspose_official, "enlarged_peaks"),
+        Stage("enlarging the maps", decode, "enlarge"),
+        Stage("dense branch", model.dense_branch, "forward"),
+        Stage("offsets at the peaks", model.dense_branch, "offsets_at"),
+    ]
 
 
 def main() -> None:
@@ -83,19 +67,18 @@ def main() -> None:
         "Keypoint R-CNN, channels-last": build_peer(setting, channels_last=True),
     }
     calls = {name: inference(setting, model, args.persons) for name, model in models.items()}
-    for call in calls.values():
-        call()
-    stages, times = stages_of(official), defaultdict(list)
-    for _ in range(args.repeats):
-        for name, call in calls.items():
-            start = time.process_time()
-            call()
-            times[name].append(time.process_time() - start)
+    times = by_turns(
+        [lambda _, call=call: call() for call in calls.values()], args.repeats, 1, time.process_time
+    )
+    find = calls[OFFICIAL]
+    stages = stage_seconds(
+        lambda _: find(), stages_of(official), args.repeats, clock=time.process_time
+    )
     print(f"{args.persons} persons, {args.size[0]}x{args.size[1]}, one thread, median CPU seconds")
-    for name, values in times.items():
-        print(f"{name:50s}{statistics.median(values):8.2f}")
+    for name, seconds in zip(calls, times, strict=True):
+        print(f"{name:50s}{seconds.median:8.2f}")
     for name, value in stages.items():
-        print(f"  {name:48s}{value / args.repeats:8.3f}")
+        print(f"  {name:48s}{value:8.3f}")
 
 
 if __name__ == "__main__":

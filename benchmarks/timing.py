@@ -24,7 +24,10 @@ class Seconds:
 
 
 def by_turns(
-    functions: Sequence[Callable[[int], Any]], repeats: int, warm_up: int = WARM_UP
+    functions: Sequence[Callable[[int], Any]],
+    repeats: int,
+    warm_up: int = WARM_UP,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[Seconds]:
     """Time functions that are called one after another, again and again.
 
@@ -34,6 +37,7 @@ def by_turns(
         functions: each takes the number of the round, from 0.
         repeats: timed rounds.
         warm_up: rounds before these.
+        clock: what is read; ``time.process_time`` leaves out what else the machine does.
 
     Returns:
         The seconds of each function.
@@ -41,10 +45,10 @@ def by_turns(
     seconds: list[list[float]] = [[] for _ in functions]
     for i in range(warm_up + repeats):
         for function, times in zip(functions, seconds, strict=True):
-            begin = time.perf_counter()
+            begin = clock()
             function(i)
             synchronize()
-            times.append(time.perf_counter() - begin)
+            times.append(clock() - begin)
     timed = [times[warm_up:] for times in seconds]
     return [Seconds(float(np.median(x)), min(x), max(x)) for x in timed]
 
@@ -67,7 +71,8 @@ class Stage:
 class Stopwatch:
     """Seconds of stages; while a stage runs inside another only the inner one is charged."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
         self.seconds: dict[str, float] = {}
         self._running: list[str] = []
         self._since = 0.0
@@ -102,14 +107,17 @@ class Stopwatch:
 
     def _charge(self) -> None:
         synchronize()
-        now = time.perf_counter()
+        now = self.clock()
         if self._running:
             self.seconds[self._running[-1]] += now - self._since
         self._since = now
 
 
 def stage_seconds(
-    call: Callable[[Stopwatch], Any], stages: Sequence[Stage], repeats: int
+    call: Callable[[Stopwatch], Any],
+    stages: Sequence[Stage],
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Median seconds of the stages of a call, after one to warm up.
 
@@ -117,6 +125,7 @@ def stage_seconds(
         call: gets the stopwatch, for stages that are no functions of a model.
         stages: what to watch.
         repeats: timed calls.
+        clock: as for :func:`by_turns`.
 
     Returns:
         Seconds by stage: those watched, in their order, others as they begin; last, as ``REST``,
@@ -124,7 +133,7 @@ def stage_seconds(
     """
     calls = []
     for _ in range(1 + repeats):
-        stopwatch = Stopwatch()
+        stopwatch = Stopwatch(clock)
         with stopwatch.watch(stages), stopwatch.stage(REST):
             call(stopwatch)
         calls.append(stopwatch.seconds)

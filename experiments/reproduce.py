@@ -41,7 +41,9 @@ from experiments.coco_ap import (
 from experiments.peer_report import measure, write_people_report
 from experiments.report import Line, Report
 from inspose_d2 import get_cfg
+from inspose_d2.config.files import leaves
 from inspose_d2.engine.trainer import Trainer
+from inspose_d2.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
@@ -230,18 +232,7 @@ def own_keys(config_file: Path) -> tuple[str, ...]:
     """What a YAML says without its ``_BASE_``, as KEY VALUE KEY VALUE ..."""
     keys = yaml.safe_load(config_file.read_text())
     keys.pop("_BASE_", None)
-    return tuple(str(x) for item in flatten(keys).items() for x in item)
-
-
-def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as ``{"A.B": value}``."""
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+    return tuple(str(x) for item in leaves(keys) for x in item)
 
 
 def make_run(
@@ -276,7 +267,7 @@ def make_run(
 
 def settings_of(cfg: CfgNode) -> dict[str, Any]:
     """All keys of a config that a result depends on, in JSON's types."""
-    settings = flatten(yaml.safe_load(cfg.dump()))
+    settings = dict(leaves(yaml.safe_load(cfg.dump())))
     del settings["OUTPUT_DIR"]
     return settings
 
@@ -307,13 +298,6 @@ def is_done(run: Run) -> bool:
             "same settings, or give another folder with --runs"
         )
     return (run.folder / "result.json").exists()
-
-
-def write_json(file: Path, value: dict[str, Any]) -> None:
-    """Write a file that is there whole or not at all."""
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=1))
-    partial.replace(file)
 
 
 def missing_data(runs: Iterable[Run]) -> list[str]:

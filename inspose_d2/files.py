@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, and JSON."""
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -61,6 +62,19 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise ValueError(
             f"{path} is no JSON in UTF-8, or was cut off: {error}; write or copy it anew"
         ) from error
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Checksum of a file, in hexadecimal digits.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    sha256 = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            sha256.update(block)
+    return sha256.hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

@@ -24,7 +24,7 @@ from detectron2.utils import comm
 from fvcore.common.checkpoint import _filter_reused_missing_keys
 from torch import nn
 
-from ..files import UNFINISHED, sync_folder, whole_file
+from ..files import UNFINISHED, sha256_of, sync_folder, whole_file
 from ..workers import on_one_worker
 
 LAST, BEST, DIVERGED = "last_checkpoint", "model_best", "_diverged.pth"
@@ -484,16 +484,13 @@ def _check_sum(path: str) -> None:
     beside = path + ".sha256"
     if not os.path.isfile(beside):
         return
-    sha256 = hashlib.sha256()
     try:
         with open(beside, "rb") as file:
             expected = file.read(64).decode(errors="replace")
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                sha256.update(block)
+        found = sha256_of(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    if sha256.hexdigest() != expected:
+    if found != expected:
         raise CheckpointError(
             f"{path} is damaged: it differs from its checksum. If another program has written it "
             f"on purpose, remove {beside}"

@@ -1,6 +1,5 @@
 """The authors' checkpoint, renamed for :class:`InsPoseOfficial`: no number is changed."""
 
-import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from detectron2.modeling import build_model
 from torch import Tensor
 
 from ..config import get_cfg
+from ..files import sha256_of
 from . import CheckpointError, InsPoseCheckpointer, torch_load
 
 CONFIG = "InsPose_R50_Official"
@@ -105,7 +105,7 @@ def convert_opera_checkpoint(
     if not source.is_file():
         raise CheckpointError(f"{source} is not there; docs/official.md says where to get it")
     data = torch_load(str(source))
-    sha256 = _sha256(source)
+    sha256 = sha256_of(source)
     with torch.device("meta"):  # names and shapes alone
         model = build_model(get_cfg(CONFIG, ["MODEL.DEVICE", "meta"]))
     weights, dropped = _convert(data, model.state_dict(), source)
@@ -151,11 +151,3 @@ def _convert(
             f"{shown}{more}"
         )
     return weights, dropped
-
-
-def _sha256(path: Path) -> str:
-    sha256 = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            sha256.update(block)
-    return sha256.hexdigest()

@@ -19,7 +19,6 @@ from detectron2.structures import Boxes, Instances
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import colormaps
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
 from ..config import get_cfg
@@ -28,6 +27,7 @@ from ..data.images import read_image
 from ..data.keypoint_sets import register_datasets
 from ..engine.trainer import Trainer
 from ..evaluation.results import read_results
+from ..evaluation.visibility import LEAST_OKS, match_poses
 from ..modeling import InsPose, InsPoseOfficial
 from ..modeling.geometry import Locations, map_size
 from ..modeling.keypoint_codec import decode_keypoints
@@ -36,7 +36,6 @@ from ..modeling.target_generator import LEFT_OUT, NO_PERSON, PERSON, Targets
 from ..visualization.poses import draw_poses
 from .pictures import write_picture
 
-MATCH_OKS = 0.5  # the lowest threshold of COCO's AP
 SHOWN_SIZE = 800  # pixels, that the longer side of a small training image is enlarged to
 ROW_HEIGHT = 400  # pixels, of the pictures of a result
 WEAKEST = 0.25  # a predicted keypoint of a lower score is drawn as if it had this one
@@ -359,7 +358,7 @@ def browse_results(cfg: CfgNode, results: Path, num: int, output: Path) -> Path:
         persons=persons,
         false_positives=false_positives,
         files=files,
-        match_oks=MATCH_OKS,
+        match_oks=LEAST_OKS,
     )
 
 
@@ -377,15 +376,7 @@ def match(
         All persons with keypoints, crowds apart, the lowest OKS first; and the false positives,
         the highest score first.
     """
-    with contextlib.redirect_stdout(None):
-        found = coco.loadRes(predictions) if predictions else COCO()
-        evaluation = COCOeval(coco, found, "keypoints")
-        if sigmas:
-            evaluation.params.kpt_oks_sigmas = np.array(sigmas)
-        evaluation.params.iouThrs = np.array([MATCH_OKS])
-        evaluation.params.areaRng = [[0, 1e10]]
-        evaluation.params.areaRngLbl = ["all"]
-        evaluation.evaluate()
+    found, evaluation = match_poses(coco, predictions, sigmas)
     persons, false_positives = [], []
     for result in filter(None, evaluation.evalImgs):
         image_id, category = result["image_id"], result["category_id"]

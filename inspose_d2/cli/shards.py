@@ -19,7 +19,7 @@ from detectron2.utils import comm
 
 from ..checkpoint import CheckpointError
 from ..evaluation.results import ResultsFile
-from ..files import named_errors, read_json, write_json
+from ..files import named_errors, read_json, sha256_of, write_json
 from .pictures import Job
 from .rule import USAGE
 
@@ -65,8 +65,6 @@ def identify(cfg: CfgNode, jobs: Sequence[Job], **settings: Any) -> dict[str, An
     plain = cfg.clone()
     plain.defrost()
     plain.MODEL.WEIGHTS = plain.MODEL.DEVICE = ""
-    with open(cfg.MODEL.WEIGHTS, "rb") as file:
-        weights = hashlib.sha256(file.read()).hexdigest()
     pictures = hashlib.sha256()
     for job in jobs:
         stamp: tuple[int, ...] = ()
@@ -76,7 +74,7 @@ def identify(cfg: CfgNode, jobs: Sequence[Job], **settings: Any) -> dict[str, An
         pictures.update(f"{job.name}\0{job.image_id}\0{stamp}\n".encode(errors="surrogateescape"))
     return {
         "config": hashlib.sha256(plain.dump().encode()).hexdigest(),
-        "weights": weights,
+        "weights": sha256_of(cfg.MODEL.WEIGHTS),
         "input": f"{len(jobs)} pictures, {pictures.hexdigest()}",
         **settings,
     }

@@ -107,7 +107,7 @@ def merge_file(cfg: CfgNode, path: Path, chain: Sequence[Path] = ()) -> None:
                 f"config of the package.{did_you_mean(str(name), list_configs())}"
             )
         merge_file(cfg, base_path, (*chain, path))
-    merge_values(cfg, _leaves(values), str(path))
+    merge_values(cfg, leaves(values), str(path))
 
 
 def merge_options(cfg: CfgNode, opts: Sequence[Any]) -> None:
@@ -139,7 +139,7 @@ def merge_values(cfg: CfgNode, values: Iterable[tuple[str, Any]], source: str) -
     Raises:
         ConfigError: names the source, the key, and the nearest valid key or the expected type.
     """
-    declared = dict(_leaves(cfg))
+    declared = dict(leaves(cfg))
     for key, given in values:
         if key not in declared:
             group = [x for x in declared if x.startswith(f"{key}.")]
@@ -184,11 +184,11 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
-def _leaves(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Full keys and values of nested mappings."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

@@ -72,8 +72,7 @@ class TrainLoop(SimpleTrainer):
         *,
         stop: StopRequest,
         precision: torch.dtype | None = None,
-        gather_metric_period: int = 1,
-        async_write_metrics: bool = False,
+        **others: Any,
     ) -> None:
         """Take what is trained.
 
@@ -83,16 +82,9 @@ class TrainLoop(SimpleTrainer):
             optimizer: of the model's parameters.
             stop: asked before each step.
             precision: of automatic mixed precision; None trains in the parameters' own.
-            gather_metric_period: steps between records of the losses.
-            async_write_metrics: whether a thread of its own records them.
+            others: of ``SimpleTrainer``.
         """
-        super().__init__(
-            model,
-            data_loader,
-            optimizer,
-            gather_metric_period=gather_metric_period,
-            async_write_metrics=async_write_metrics,
-        )
+        super().__init__(model, data_loader, optimizer, **others)
         self.stop = stop
         self.precision = precision
         self.device_type = next(model.parameters()).device.type

@@ -1,57 +1,42 @@
 """Whether poses know which of their keypoints are hidden: COCO's v against what was predicted."""
 
-from collections import defaultdict
+import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from scipy.stats import rankdata
 
-from ..modeling.oks import object_keypoint_similarity
 from ..modeling.target_generator import VISIBLE
 
-LEAST_OKS = 0.5  # of a pose and the person whose keypoints it is compared with
+LEAST_OKS = 0.5  # of a pose and the person that it shows: the lowest threshold of COCO's AP
 
 
 def match_poses(
-    truth: COCO, records: list[dict[str, Any]], sigmas: list[float]
-) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Pair poses with persons as COCO's evaluation does at ``LEAST_OKS``.
-
-    The best pose of an image takes the person that is left with the highest OKS; then the next.
+    truth: COCO, records: list[dict[str, Any]], sigmas: Sequence[float]
+) -> tuple[COCO, COCOeval]:
+    """Match poses with persons by COCO's own code, at ``LEAST_OKS`` and for all sizes.
 
     Args:
         truth: the annotations.
-        records: poses in COCO's result format.
-        sigmas: (K,) of OKS.
+        records: poses in COCO's result format; their entries are added to.
+        sigmas: (K,) of OKS; empty takes COCO's.
 
     Returns:
-        Pairs of record and annotation. Crowds and persons without keypoints are in none.
+        The poses as COCO has them, and its evaluation, done.
     """
-    poses = defaultdict(list)
-    for record in sorted(records, key=lambda x: -x["score"]):
-        poses[record["image_id"]].append(record)
-    pairs = []
-    for image_id, found in poses.items():
-        people = [
-            x
-            for x in truth.imgToAnns[image_id]
-            if x.get("num_keypoints", 0) and not x.get("iscrowd", 0)
-        ]
-        for record in found:
-            same = [x for x in people if x["category_id"] == record["category_id"]]
-            if not same:
-                continue
-            targets = torch.tensor([x["keypoints"] for x in same]).double().unflatten(1, (-1, 3))
-            pose = torch.tensor(record["keypoints"]).double().view(1, -1, 3)
-            areas = torch.tensor([x["area"] for x in same]).double()
-            oks = object_keypoint_similarity(pose, targets, areas, torch.tensor(sigmas).double())
-            best = int(oks.argmax())
-            if oks[best] >= LEAST_OKS:
-                pairs.append((record, same[best]))
-                people.remove(same[best])
-    return pairs
+    with contextlib.redirect_stdout(None):
+        found = truth.loadRes(records) if records else COCO()
+        evaluation = COCOeval(truth, found, "keypoints")
+        if sigmas:
+            evaluation.params.kpt_oks_sigmas = np.array(sigmas)
+        evaluation.params.iouThrs = np.array([LEAST_OKS])
+        evaluation.params.areaRng = [[0, 1e10]]
+        evaluation.params.areaRngLbl = ["all"]
+        evaluation.evaluate()
+    return found, evaluation
 
 
 def visibility_figures(visibility: np.ndarray, v: np.ndarray) -> dict[str, float]:
@@ -80,7 +65,7 @@ def visibility_figures(visibility: np.ndarray, v: np.ndarray) -> dict[str, float
 
 
 def evaluate_visibility(
-    truth: COCO, records: list[dict[str, Any]], sigmas: list[float]
+    truth: COCO, records: list[dict[str, Any]], sigmas: Sequence[float]
 ) -> dict[str, float]:
     """:func:`visibility_figures` of the labelled keypoints of persons that were found.
 
@@ -89,7 +74,15 @@ def evaluate_visibility(
         records: poses in COCO's result format, each with "visibility", K values.
         sigmas: (K,) of OKS.
     """
-    pairs = match_poses(truth, records, sigmas)
-    visibility = np.array([x for record, _ in pairs for x in record["visibility"]])
-    v = np.array([x for _, person in pairs for x in person["keypoints"][2::3]])
+    found, evaluation = match_poses(truth, records, sigmas)
+    matches = [
+        (found.anns[pose], truth.anns[int(person)])
+        for result in filter(None, evaluation.evalImgs)
+        for pose, person, ignored in zip(
+            result["dtIds"], result["dtMatches"][0], result["dtIgnore"][0], strict=True
+        )
+        if person and not ignored
+    ]
+    visibility = np.array([x for pose, _ in matches for x in pose["visibility"]])
+    v = np.array([x for _, person in matches for x in person["keypoints"][2::3]])
     return visibility_figures(visibility[v > 0], v[v > 0])

@@ -1,6 +1,5 @@
 """Models by the names of their configs, with weights that are checked by their sha256."""
 
-import hashlib
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from torch import nn
 from ..checkpoint import InsPoseCheckpointer, read_weights, save_safetensors
 from ..config import get_cfg
 from ..config.files import did_you_mean, list_configs
+from ..files import sha256_of
 from ..workers import stay_usable_after_fork
 from . import hub
 
@@ -192,7 +192,7 @@ def _verified(name: str, checkpoint: Checkpoint) -> Path:
         path = Path(get_cache_dir()) / "inspose_d2" / file_name
         if not path.is_file():
             _download(checkpoint, path)
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = sha256_of(path)
     if found != checkpoint.sha256:
         raise ValueError(
             f"{path} is damaged or another file: its sha256 is {found}, expected "

@@ -281,13 +281,7 @@ class KPNet:
         features: Tensor,
         sizes: list[tuple[int, int]],
     ) -> Iterator[tuple[int, slice, Tensor]]:
-        """Make the keypoint maps, a few persons of an image at a time.
-
-        Args:
-            params: as for :meth:`peaks`.
-            candidates: the same.
-            features: the same.
-            sizes: the same.
+        """Make the keypoint maps, a few persons of an image at a time; arguments as for `peaks`.
 
         Yields:
             Number of the image, which candidates, and their (n, K, H*W) maps (logits).
@@ -478,14 +472,9 @@ class _LogProbs(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(params, features, cells)
         ctx.kp_net, ctx.candidates = kp_net, candidates
-        inputs = [kp_net.shared_input(x) for x in features]
-        size = kp_net.map_size(features)
         log_probs = params.new_empty(cells.shape)
-        for image, chunk in kp_net.chunks(candidates, inputs):
-            logits = kp_net.logits(
-                params[chunk], candidates.points[chunk], candidates.strides[chunk], inputs[image]
-            )
-            logits = kp_net.resample(logits, size)
+        sizes = [kp_net.map_size(features)] * len(features)
+        for _, chunk, logits in kp_net.maps(params, candidates, features, sizes):
             at_cells = logits.log_softmax(dim=2).gather(2, cells[chunk][..., None])
             log_probs[chunk] = at_cells[..., 0]
         return log_probs

@@ -45,9 +45,9 @@ def find_problem(
         check: :func:`differing_peaks` or :func:`differing_log_probs`.
         kp_net: that is to run.
         kernels: the module.
-        params: as for :meth:`KPNet.peaks`, N at least 1.
-        candidates: the same.
-        features: the same.
+        params: (N, P) parameters, N at least 1.
+        candidates: the N locations that they come from.
+        features: (B, C, H, W) shared features of the batch.
         asked: the last argument of the check.
 
     Returns:

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import timing
 from benchmarks.timing import REST, Seconds, Stage, Stopwatch, by_turns, stage_seconds
 
 
@@ -23,10 +22,8 @@ class Clock:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(timing.time, "perf_counter", clock)
-    return clock
+def clock() -> Clock:
+    return Clock()
 
 
 def test_functions_take_turns_and_warm_up_is_not_counted(clock: Clock) -> None:
@@ -40,13 +37,13 @@ def test_functions_take_turns_and_warm_up_is_not_counted(clock: Clock) -> None:
         calls.append(("fast", i))
         clock.work(0.5)
 
-    times = by_turns([slow, fast], repeats=3, warm_up=1)
+    times = by_turns([slow, fast], repeats=3, warm_up=1, clock=clock)
     assert times == [Seconds(2, 1, 4), Seconds(0.5, 0.5, 0.5)]
     assert calls == [(name, i) for i in range(4) for name in ("slow", "fast")]
 
 
 def test_a_stage_is_not_charged_for_the_stages_inside_it(clock: Clock) -> None:
-    stopwatch = Stopwatch()
+    stopwatch = Stopwatch(clock)
     clock.work(7)  # before any stage
     with stopwatch.stage("outer"):
         clock.work(1)
@@ -59,7 +56,7 @@ def test_a_stage_is_not_charged_for_the_stages_inside_it(clock: Clock) -> None:
 
 
 def test_a_failing_stage_ends(clock: Clock) -> None:
-    stopwatch = Stopwatch()
+    stopwatch = Stopwatch(clock)
     with suppress(KeyError), stopwatch.stage("first"):
         clock.work(1)
         raise KeyError
@@ -97,7 +94,7 @@ def test_stages_and_rest_add_up_to_the_call_and_the_model_is_what_it_was(clock: 
         with stopwatch.stage("decoding"):
             clock.work(2)
 
-    seconds = stage_seconds(call, stages, repeats=2)
+    seconds = stage_seconds(call, stages, repeats=2, clock=clock)
     assert seconds == {"backbone": 6, "head": 5, "decoding": 2, REST: 1}
     assert list(seconds) == ["head", "backbone", "decoding", REST]  # watched, others, the rest
     assert results == ["poses"] * 3
