@@ -13,6 +13,7 @@ from inspose_d2 import cli, get_cfg
 from inspose_d2.checkpoint import CheckpointError, InsPoseCheckpointer
 from inspose_d2.checkpoint import opera as convert
 from inspose_d2.checkpoint.opera import convert_opera_checkpoint
+from inspose_d2.files import sha256_of
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_whole_file_is_converted_and_loaded_strictly(
     said = capsys.readouterr().out
     assert "36 epochs" in said
     assert "not a file that is known" in said
-    assert convert._sha256(source) in said
+    assert sha256_of(source) in said
 
     model = build_model(get_cfg(convert.CONFIG, ["MODEL.DEVICE", "cpu"]))
     InsPoseCheckpointer(model).load(str(target))

@@ -25,7 +25,6 @@ from inspose_d2 import cli
 from inspose_d2.cli import predict as demo
 from inspose_d2.cli.parsers import make_parser
 from inspose_d2.cli.pictures import make_jobs
-from inspose_d2.evaluation.results import ResultsFile, to_coco
 
 ROOT = Path(__file__).parents[2]
 SIZE = (60, 80)  # of the pictures, (H, W)
@@ -336,6 +335,8 @@ def test_what_cannot_begin_is_said_in_a_line(
         (["a.png", "--video-out", "b.webm"], "--video-out is for a video"),
         (["a.mp4", "--video-out", "b.mp4"], "must end with .webm"),
         (["a.png", "--batch-size", "0"], "--batch-size: must be at least 1"),
+        (["a.png", "--track"], "--track and --smooth are for a video or a camera"),
+        (["a.png", "--smooth"], "--track and --smooth are for a video or a camera"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(
@@ -358,23 +359,6 @@ def test_config_without_weights_is_refused() -> None:
 def test_default_is_the_model_in_the_package() -> None:
     cfg = demo.make_config(parse("--input", "a", "--output", "o"))
     assert Path(cfg.MODEL.WEIGHTS).name == "people_lite0.pth"
-
-
-def test_weights_that_are_not_there_are_refused() -> None:
-    config = ["--config-file", str(demo.DEFAULT_CONFIG), "--weights", "missing.pth"]
-    with pytest.raises(ValueError, match=r"weights 'missing\.pth' are no file"):
-        demo.make_config(parse("--input", "a", "--output", "o", *config))
-
-
-def test_writing_results_leaves_the_poses_as_they_are(tmp_path: Path) -> None:
-    poses = MadeUpPredictor.poses(np.zeros((*SIZE, 3), np.uint8))
-    before = poses.pred_keypoints.clone()
-    with ResultsFile(tmp_path / "results.json") as file:
-        file.add(to_coco(poses, 0))
-        file.add(to_coco(poses, 1))
-    assert torch.equal(poses.pred_keypoints, before)
-    first, _, third, _ = results(tmp_path)
-    assert first["keypoints"] == third["keypoints"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -491,19 +475,6 @@ def start(real_model: list[str], folder: Path) -> "subprocess.Popen[str]":
         *real_model,
     ]
     return subprocess.Popen(command, cwd=folder, env=environment, text=True, stderr=subprocess.PIPE)
-
-
-@pytest.mark.slow
-def test_command_without_a_display(real_model: list[str], tmp_path: Path) -> None:
-    picture(tmp_path / "in" / "a.png")
-    (tmp_path / "in" / "b.jpg").write_bytes(b"no image")
-    process = start(real_model, tmp_path)
-    error = process.communicate(timeout=600)[1]
-    assert process.returncode == demo.SOME_LEFT_OUT, error
-    assert files_below(tmp_path / "out") == {"poses/a.png", "results.json"}
-    assert "b.jpg" in error
-    assert "2/2" in error  # the progress bar
-    assert "Traceback" not in error
 
 
 def interrupt_at(count: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -753,12 +724,3 @@ def test_persons_of_a_video_keep_their_numbers(tool: Callable[..., int], tmp_pat
         assert cv2.VideoCapture("out/poses/dance.webm").get(cv2.CAP_PROP_FRAME_COUNT) == 6
     assert tool("--input", source, "--output", "out") == demo.DONE
     assert not any("track_id" in x for x in results(tmp_path / "out"))
-
-
-@pytest.mark.parametrize("option", ["--track", "--smooth"])
-def test_images_are_not_tracked(
-    tool: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
-) -> None:
-    assert tool("--input", picture(tmp_path / "a.png"), "--output", "out", option) == cli.USAGE
-    said = capsys.readouterr().err
-    assert said == "inspose predict: --track and --smooth are for a video or a camera\n"

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -257,18 +256,6 @@ def test_port_that_is_taken_is_a_line(capsys: pytest.CaptureFixture[str]) -> Non
         "inspose web: cannot listen at --host 127.0.0.1 --port 7860: is the port"
     )
     assert len(said.splitlines()) == 1
-
-
-def test_missing_weights_are_said_in_a_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
-    arguments = ["--config-file", "quick/synthetic_people", "--weights", "missing.pth"]
-    assert cli.main(["web", *arguments]) == cli.USAGE
-    assert re.fullmatch(
-        r"inspose web: weights 'missing\.pth' are no file.*\n", capsys.readouterr().err
-    )
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Configs from names, files and command lines: what they become, and how mistakes are told."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -248,8 +247,3 @@ def test_python_files_are_no_configs(tmp_path: Path) -> None:
     path = write(tmp_path / "lazy.py", "raise SystemExit\n")
     with pytest.raises(ConfigError, match=r"lazy\.py"):
         get_cfg(path)
-
-
-def test_detectron2s_own_way_still_works(tiny_cfg: Callable[..., CfgNode]) -> None:
-    cfg = tiny_cfg(["SOLVER.MAX_ITER", 3])
-    assert cfg.SOLVER.MAX_ITER == 3

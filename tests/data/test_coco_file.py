@@ -1,7 +1,6 @@
 """What is odd in a file of annotations is repaired, told or refused before a run."""
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,10 +160,7 @@ def test_other_units_and_boxes_are_refused(files: Path, name: str) -> None:
         check_annotations(write(files, named(change)))
 
 
-def test_one_odd_person_of_many_is_a_warning(
-    files: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("inspose_d2"), "propagate", True)
+def test_one_odd_person_of_many_is_a_warning(files: Path, caplog: pytest.LogCaptureFixture) -> None:
     odd = person(50, bbox=[40, 0, 9, 9])
     check_annotations(write(files, people(*(person(i) for i in range(1, 13)), odd)))
     (message,) = set(caplog.messages)
@@ -327,10 +323,8 @@ def test_mirrored_eyes_change_places(
 def test_names_that_look_like_a_pair_are_told(
     register: Callable[..., str],
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
     names: list[str],
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("inspose_d2"), "propagate", True)
     categories = [{"id": 1, "name": "thing", "keypoints": names}]
     register(people(categories=categories), sigmas=[0.05] * 3)
     said = "\n".join(caplog.messages)

@@ -134,16 +134,6 @@ def test_labelled_keypoints_of_a_crowd_are_forgotten(cfg: CfgNode, image_file: s
     assert keypoints_of(mapped).equal(torch.zeros(1, 17, 3))
 
 
-def test_person_without_keypoints_comes_first(cfg: CfgNode, image_file: str) -> None:
-    # Detectron2's own mapper looks for keypoints in the first annotation only.
-    first = make_person(bbox=[1.0, 2.0, 3.0, 4.0])
-    del first["keypoints"]
-    del first["iscrowd"]
-    mapped = InsPoseDatasetMapper(cfg)(make_dict(image_file, first, make_person()))
-    assert keypoints_of(mapped).equal(torch.stack([torch.zeros(17, 3), pose()]))
-    assert mapped["instances"].gt_classes.tolist() == [0, 0]  # a person, for the box head too
-
-
 def test_image_without_annotations_has_empty_keypoints(cfg: CfgNode, image_file: str) -> None:
     instances = InsPoseDatasetMapper(cfg)(make_dict(image_file))["instances"]
     assert instances.gt_keypoints.tensor.shape == (0, 17, 3)

@@ -16,7 +16,6 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data import transforms as T
 from detectron2.data.datasets.builtin_meta import (
     COCO_PERSON_KEYPOINT_FLIP_MAP,
     COCO_PERSON_KEYPOINT_NAMES,
@@ -31,7 +30,6 @@ from inspose_d2.data.builtin import CROWDPOSE_NAMES, CROWDPOSE_SIGMAS
 from inspose_d2.data.check import check_config
 from inspose_d2.data.coco_file import check_annotations
 from inspose_d2.data.crowdpose import prepare
-from inspose_d2.data.dataset_mapper import InsPoseDatasetMapper
 from inspose_d2.data.keypoint_names import (
     infer_flip_pairs,
     side_of,
@@ -139,19 +137,6 @@ def test_metadata_carries_all_that_depends_on_the_keypoints(write: Callable[...,
     (image,) = DatasetCatalog.get(NAME)  # sets the same metadata again
     assert image["annotations"][0]["category_id"] == 0
     assert image["file_name"] == str(path.parent / "1.png")
-
-
-def test_flipped_image_exchanges_the_pairs(
-    write: Callable[..., Path], five_cfg: Callable[..., CfgNode]
-) -> None:
-    path = write()
-    register_coco_keypoints(NAME, path, path.parent)
-    mapper = InsPoseDatasetMapper(five_cfg(), is_train=True)
-    mapper.augmentations = T.AugmentationList([T.RandomFlip(prob=1.0)])
-    (image,) = DatasetCatalog.get(NAME)
-    found = mapper(image)["instances"].gt_keypoints.tensor[0, :, 0].tolist()
-    # x + 0.5 of nose, left wrist, ... is 10.5, 20.5, ..., mirrored in a width of 96.
-    assert found == pytest.approx([85.5, 65.5, 75.5, 45.5, 55.5])
 
 
 def test_sigmas_of_other_names_are_the_documented_default_with_a_warning(

@@ -280,32 +280,12 @@ def test_model_with_one_view_equals_the_model(model_and_cfg: tuple[nn.Module, Cf
 
 
 @torch.no_grad()
-def test_order_of_sizes_does_not_matter(model_and_cfg: tuple[nn.Module, CfgNode]) -> None:
-    model, cfg = model_and_cfg
-    one, other = (
-        with_tta(cfg, model, sizes, flip=True)([{"image": picture()}])[0]["instances"]
-        for sizes in ((64, 72, 96), (96, 64, 72))
-    )
-    assert len(one) > 3
-    assert_equal(one, other)
-
-
-@torch.no_grad()
 def test_flipped_image_gives_flipped_poses(model_and_cfg: tuple[nn.Module, CfgNode]) -> None:
     model, cfg = model_and_cfg
     tta = with_tta(cfg, model, (72,), flip=True)
     one = tta([{"image": picture()}])[0]["instances"]
     other = tta([{"image": picture().flip(2)}])[0]["instances"]
     assert_equal(flip_poses(other, tta.flip_indices), one, 1e-4)
-
-
-@torch.no_grad()
-def test_batch_equals_its_images_one_by_one(model_and_cfg: tuple[nn.Module, CfgNode]) -> None:
-    model, cfg = model_and_cfg
-    tta = with_tta(cfg, model, (64, 72), flip=True)
-    batch = [{"image": picture()}, {"image": picture(80, 64), "height": 40, "width": 32}]
-    for inputs, result in zip(batch, tta(batch), strict=True):
-        assert_equal(result["instances"], tta([inputs])[0]["instances"])
 
 
 def test_predictor_of_detectron2(tiny_cfg: Callable[..., CfgNode]) -> None:

@@ -58,15 +58,6 @@ def test_loss_by_hand() -> None:
     assert loss.item() == pytest.approx(math.log(4 / 3) + math.log(4))
 
 
-def test_loss_of_no_person_has_a_gradient_of_zero() -> None:
-    logits = torch.zeros(0, 17, requires_grad=True)
-    nothing = torch.zeros(0, 17, dtype=torch.bool)
-    loss = visibility_loss(logits, nothing, nothing)
-    loss.backward()
-    assert loss.item() == 0
-    assert logits.grad is not None
-
-
 def losses_of(model: InsPose, *persons: Instances) -> dict[str, Tensor]:
     """Losses of images with these persons, gradients in the parameters."""
     model.train().zero_grad()

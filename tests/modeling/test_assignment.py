@@ -40,37 +40,6 @@ def positives(
     return [tuple(row) for row in rows.tolist()]
 
 
-def assign_by_loops(locations: Locations, boxes: list[tuple[float, ...]]) -> list[int]:
-    """The rule of method.md, section 3, one location and one person at a time."""
-    bounds = [-math.inf, *SIZES_OF_INTEREST, math.inf]
-    rows = zip(
-        locations.points.tolist(),
-        locations.strides.tolist(),
-        locations.levels.tolist(),
-        strict=True,
-    )
-    found: list[list[tuple[float, int]]] = [[] for _ in locations.levels]
-    nearest = [(math.inf, math.inf, -1)] * len(boxes)
-    fitted = [False] * len(boxes)
-    for index, ((x, y), stride, level) in enumerate(rows):
-        for person, (x0, y0, x1, y1) in enumerate(boxes):
-            reach = max(x - x0, y - y0, x1 - x, y1 - y)
-            in_range = bounds[level] <= reach <= bounds[level + 1]
-            cx, cy, side = (x0 + x1) / 2, (y0 + y1) / 2, 1.5 * stride
-            in_square = max(x0, cx - side) < x < min(x1, cx + side) and max(
-                y0, cy - side
-            ) < y < min(y1, cy + side)
-            distance = (x - cx) ** 2 + (y - cy) ** 2
-            nearest[person] = min(nearest[person], (not in_range, distance, index))
-            if in_range and in_square:
-                found[index].append(((x1 - x0) * (y1 - y0), person))
-                fitted[person] = True
-    for person, (x0, y0, x1, y1) in enumerate(boxes):
-        if not fitted[person]:
-            found[nearest[person][2]].append(((x1 - x0) * (y1 - y0), person))
-    return [min(persons)[1] if persons else BACKGROUND for persons in found]
-
-
 def assign_densely(locations: Locations, boxes: Tensor, radius: float) -> Tensor:
     """The same rule, every location against every person, in float32."""
     bounds = torch.tensor([-math.inf, *SIZES_OF_INTEREST[: len(locations.sizes) - 1], math.inf])
@@ -228,13 +197,6 @@ def test_all_is_background_without_persons() -> None:
     assert matched.dtype == torch.int64
 
 
-@given(boxes=st.lists(in_image_boxes(), max_size=4))
-def test_assignment_equals_loops(boxes: list[tuple[float, ...]]) -> None:
-    locations = pyramid(HEIGHT, WIDTH)
-    matched = assign(locations, torch.tensor(boxes))
-    assert matched.tolist() == assign_by_loops(locations, boxes)
-
-
 @given(
     count=st.integers(0, 40),
     height=st.integers(1, 400),
@@ -291,10 +253,6 @@ def test_inside_any_excludes_sides() -> None:
     # Box 0 has x = 12 (4 is on its side), box 1 only (20, 12).
     inside = inside_any(locations, boxes).view(2, 3)
     assert inside.tolist() == [[False, True, False], [False, True, True]]
-
-
-def test_inside_any_without_boxes() -> None:
-    assert not inside_any(pyramid(16, 24), torch.zeros(0, 4)).any()
 
 
 @given(

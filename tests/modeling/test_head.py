@@ -51,17 +51,6 @@ def test_params_equal_full_convolution_at_every_location() -> None:
     torch.testing.assert_close(params, torch.cat(full, dim=1).flatten(0, 1), atol=1e-4, rtol=1e-4)
 
 
-def test_params_of_chosen_locations_are_those_of_all() -> None:
-    head, features = make_head(), make_features()
-    _, params_features = head(features)
-    locations, candidates = all_candidates(features)
-    params = head.at(params_features, candidates).params
-    chosen = torch.zeros(2, len(locations.points), dtype=torch.bool)
-    chosen[0, [0, 19, 20]] = chosen[1, [7, 26, 27]] = True  # ends of the levels among them
-    some = head.at(params_features, candidates_at(locations, chosen)).params
-    torch.testing.assert_close(some, params[chosen.flatten()])
-
-
 def test_params_without_candidates() -> None:
     head, features = make_head(), make_features()
     _, params_features = head(features)

@@ -18,6 +18,7 @@ from inspose_d2.data.synthetic import make_image
 from inspose_d2.modeling.oks import object_keypoint_similarity
 from inspose_d2.modeling.postprocess import boxes_of_poses
 
+RECIPE = {"MODEL.INSPOSE.CLS_LOSS": "varifocal", "MODEL.INSPOSE.REGRESSION.ENABLED": True}
 LOSSES = {"loss_cls", "loss_keypoint", "loss_disk_offset", "loss_heatmap"}
 Make = Callable[..., Any]
 
@@ -72,11 +73,14 @@ def train_step(model: nn.Module, inputs: list[dict[str, Any]]) -> dict[str, Tens
 
 @pytest.mark.fault
 @pytest.mark.parametrize("counts", [(2, 3), (2, 0), (0, 0)])
+@pytest.mark.parametrize(("recipe", "more"), [({}, set()), (RECIPE, {"loss_regression"})])
 def test_gradient_reaches_every_parameter_when_images_have_persons_or_none(
-    model: InsPose, batch: Make, counts: tuple[int, int]
+    tiny_cfg: Make, batch: Make, counts: tuple[int, int], recipe: dict[str, Any], more: set[str]
 ) -> None:
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg(**recipe))
     losses = train_step(model, batch(*counts))
-    assert losses.keys() == LOSSES
+    assert losses.keys() == LOSSES | more
     assert all(loss.isfinite() for loss in losses.values())
     without_gradient = [
         name
@@ -99,12 +103,6 @@ def test_losses_of_keypoints_are_zero_when_no_person_is_in_the_batch(
 @pytest.mark.fault
 def test_half_empty_batch_has_all_losses(model: InsPose, batch: Make) -> None:
     assert all(loss > 0 for loss in train_step(model, batch(0, 2)).values())
-
-
-def test_losses_of_an_untrained_model_are_those_of_a_guess(model: InsPose, batch: Make) -> None:
-    # Uniform maps of 12 x 16 cells cost log(192) each; weights are near 0, so maps are near that.
-    losses = train_step(model, batch(3))
-    assert losses["loss_keypoint"].item() == pytest.approx(math.log(192), abs=0.3)
 
 
 @pytest.mark.parametrize("k", [1, 5])
@@ -152,7 +150,7 @@ def test_branches_that_are_off_have_no_parameters_and_no_loss(tiny_cfg: Make, ba
     assert torch.equal(keypoints[..., :2] % 8, torch.full_like(keypoints[..., :2], 4))
 
 
-@pytest.mark.parametrize("stride", [2, 4, 16])
+@pytest.mark.parametrize("stride", [2, 4, 8, 16])
 def test_maps_and_offsets_have_the_asked_stride(tiny_cfg: Make, batch: Make, stride: int) -> None:
     torch.manual_seed(0)
     model = build_model(tiny_cfg(**{"MODEL.INSPOSE.MAP_STRIDE": stride}))
@@ -197,21 +195,6 @@ def test_box_head_learns_and_predicts_boxes(tiny_cfg: Make, batch: Make) -> None
     sides = (boxes[:, 2:] - boxes[:, :2])[inner]
     assert inner.any()
     assert set(sides.unique().tolist()) <= {16, 32, 64, 128, 256}
-
-
-RECIPE = {"MODEL.INSPOSE.CLS_LOSS": "varifocal", "MODEL.INSPOSE.REGRESSION.ENABLED": True}
-
-
-@pytest.mark.parametrize("counts", [(2, 3), (2, 0), (0, 0)])
-def test_recipe_reaches_every_parameter_when_images_have_persons_or_none(
-    tiny_cfg: Make, batch: Make, counts: tuple[int, int]
-) -> None:
-    model = build_model(tiny_cfg(**RECIPE))
-    losses = train_step(model, batch(*counts))
-    assert losses.keys() == LOSSES | {"loss_regression"}
-    assert all(loss.isfinite() for loss in losses.values())
-    for name, p in model.named_parameters():
-        assert not p.requires_grad or p.grad.isfinite().all(), name
 
 
 @pytest.mark.parametrize(("shift", "oks"), [(0.0, 1.0), (1000.0, 0.0)])

@@ -13,6 +13,7 @@ from inspose_d2.modeling.losses import (
     keypoint_loss,
     quality_loss,
     regression_loss,
+    visibility_loss,
 )
 
 
@@ -27,15 +28,6 @@ def gradient(loss: Tensor, of: Tensor) -> Tensor:
 
 def classification_sum(logits: Tensor, targets: Tensor) -> Tensor:
     return classification_loss(logits, targets, alpha=0.25, gamma=2.0)
-
-
-def test_classification_loss_by_hand() -> None:
-    # Logit 0 is p = 0.5: person 0.25 * 0.5^2 * ln 2, background 0.75 * 0.5^2 * ln 2, left out 0.
-    loss = classification_sum(torch.zeros(3), torch.tensor([1, 0, -1]))
-    assert loss.item() == pytest.approx(0.25 * math.log(2), rel=1e-6)
-    # Logit ln 3 is p = 0.75: 0.25 * 0.25^2 * ln(4/3) = 0.004495 for a person.
-    loss = classification_sum(torch.tensor([math.log(3)]), torch.tensor([1]))
-    assert loss.item() == pytest.approx(0.25 * 0.0625 * math.log(4 / 3), rel=1e-5)
 
 
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.5, 0.0), (0.9, 3.0)])
@@ -62,13 +54,6 @@ def test_left_out_locations_have_no_loss_and_no_gradient() -> None:
     assert (gradient(loss, logits) != 0).tolist() == [True, False, True, False]
 
 
-def test_classification_loss_when_all_are_left_out() -> None:
-    logits = rand(2, 3).requires_grad_()
-    loss = classification_sum(logits, torch.full((2, 3), -1))
-    assert loss.item() == 0
-    assert gradient(loss, logits).equal(torch.zeros(2, 3))
-
-
 def test_keypoint_loss_by_hand() -> None:
     # Probabilities 1/2 and 1/4 of labelled keypoints, 1/8 of one without label: ln 2 + ln 4.
     log_probs = torch.tensor([[0.5, 0.125], [0.25, 0.125]]).log()
@@ -83,14 +68,6 @@ def test_unlabelled_keypoints_have_no_gradient() -> None:
     assert gradient(loss, log_probs).tolist() == [[-1.0, 0.0]]
 
 
-@pytest.mark.parametrize("num_persons", [0, 2])
-def test_keypoint_loss_when_nothing_is_labelled(num_persons: int) -> None:
-    log_probs = torch.zeros(num_persons, 17, requires_grad=True)
-    loss = keypoint_loss(log_probs, torch.zeros(num_persons, 17, dtype=torch.bool))
-    assert loss.item() == 0
-    assert gradient(loss, log_probs).equal(torch.zeros_like(log_probs))
-
-
 def test_disk_offset_loss_by_hand() -> None:
     # K = 2, one row of two cells. Keypoint 0 has its disk in cell 0, keypoint 1 in cell 1.
     offsets = torch.tensor([[[[1.0, 9.0]], [[2.0, 9.0]], [[9.0, 3.0]], [[9.0, 4.0]]]])
@@ -98,32 +75,6 @@ def test_disk_offset_loss_by_hand() -> None:
     mask = torch.tensor([[[[True, False]], [[False, True]]]])
     # |1 - 0.5| + |2 - 2.5| + |3 - 0| + |4 - 6|
     assert disk_offset_loss(offsets, targets, mask).item() == 6.0
-
-
-def test_disk_offset_loss_equals_loops() -> None:
-    offsets, targets = rand(2, 6, 3, 4), rand(2, 6, 3, 4, seed=1)
-    mask = rand(2, 3, 3, 4, seed=2) > 0
-    difference = (offsets.double() - targets.double()).abs().numpy()
-    expected = sum(
-        difference[image, 2 * keypoint, row, column]
-        + difference[image, 2 * keypoint + 1, row, column]
-        for image, keypoint, row, column in mask.nonzero().tolist()
-    )
-    assert disk_offset_loss(offsets, targets, mask).item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_disk_offset_loss_without_disks() -> None:
-    offsets = rand(1, 4, 2, 2).requires_grad_()
-    mask = torch.zeros(1, 2, 2, 2, dtype=torch.bool)
-    loss = disk_offset_loss(offsets, torch.zeros(1, 4, 2, 2), mask)
-    assert loss.item() == 0
-    assert gradient(loss, offsets).equal(torch.zeros_like(offsets))
-
-
-def test_heatmap_loss_by_hand() -> None:
-    # Logit 0 is p = 0.5: at a keypoint 0.5^2 * ln 2; at a Gaussian of 0.5 times (1 - 0.5)^4.
-    loss = heatmap_loss(torch.zeros(3), torch.tensor([1.0, 0.5, 0.0]))
-    assert loss.item() == pytest.approx(0.25 * math.log(2) * (1 + 0.0625 + 1), rel=1e-6)
 
 
 def test_heatmap_loss_equals_formula() -> None:
@@ -144,13 +95,6 @@ def test_heatmap_loss_leaves_cells_out() -> None:
     assert gradient(loss, logits)[1:3].tolist() == [0, 0]
 
 
-def test_heatmap_loss_of_nothing() -> None:
-    logits = torch.zeros(0, 17, 4, 4, requires_grad=True)
-    loss = heatmap_loss(logits, torch.zeros(0, 17, 4, 4))
-    assert loss.item() == 0
-    assert gradient(loss, logits).shape == logits.shape
-
-
 def test_box_loss_by_hand() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10]])
     targets = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [20, 0, 30, 10]])
@@ -160,19 +104,6 @@ def test_box_loss_by_hand() -> None:
         loss = box_loss(boxes[chosen, None], targets[chosen, None])
         assert loss.item() == pytest.approx(expected, abs=1e-5)
     assert box_loss(boxes, targets).item() == pytest.approx(2, abs=1e-5)
-
-
-def test_box_loss_of_no_boxes_has_a_gradient_of_zero() -> None:
-    boxes = torch.zeros(0, 4, requires_grad=True)
-    loss = box_loss(boxes, torch.zeros(0, 4))
-    assert loss.item() == 0
-    assert gradient(loss, boxes).shape == (0, 4)
-
-
-def test_box_loss_pulls_a_box_apart_towards_its_target() -> None:
-    boxes = torch.tensor([[0.0, 0, 10, 10]], requires_grad=True)
-    grad = gradient(box_loss(boxes, torch.tensor([[20.0, 0, 30, 10]])), boxes)
-    assert grad[0, 2] < 0  # to the right
 
 
 def loss_of(name: str, logits: Tensor) -> Tensor:
@@ -196,15 +127,6 @@ def test_loss_and_gradient_are_finite_when_logits_are_extreme(name: str, size: f
     assert torch.isfinite(loss)
     assert loss > 0
     assert torch.isfinite(gradient(loss, logits)).all()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_gradient_equals_differences(name: str) -> None:
-    # In float64: the losses turn what they are given into float32.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Tensor, "float", Tensor.double)
-        logits = rand(2, 2, 3, 3).double().requires_grad_()
-        assert torch.autograd.gradcheck(lambda x: loss_of(name, x), logits)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -247,3 +169,24 @@ def test_regression_loss_by_hand() -> None:
     offsets = torch.tensor([[[1.0, 2.0], [50.0, 50.0]]])
     targets = torch.tensor([[[0.0, 4.0], [0.0, 0.0]]])
     assert regression_loss(offsets, targets, torch.tensor([[True, False]])).item() == 1.5
+
+
+NO, NOWHERE = torch.zeros(2, 17, dtype=torch.bool), torch.zeros(1, 2, 2, 2, dtype=torch.bool)
+OF_NOTHING = {
+    "all left out": ((2, 3), lambda x: classification_sum(x, torch.full((2, 3), -1))),
+    "nobody": ((0, 17), lambda x: keypoint_loss(x, NO[:0])),
+    "nothing labelled": ((2, 17), lambda x: keypoint_loss(x, NO)),
+    "no disks": ((1, 4, 2, 2), lambda x: disk_offset_loss(x, torch.zeros(1, 4, 2, 2), NOWHERE)),
+    "no maps": ((0, 17, 4, 4), lambda x: heatmap_loss(x, torch.zeros(0, 17, 4, 4))),
+    "no boxes": ((0, 4), lambda x: box_loss(x, torch.zeros(0, 4))),
+    "no visibility": ((0, 17), lambda x: visibility_loss(x, NO[:0], NO[:0])),
+}
+
+
+@pytest.mark.parametrize("name", OF_NOTHING)
+def test_loss_of_nothing_is_zero_and_so_is_its_gradient(name: str) -> None:
+    shape, loss_of = OF_NOTHING[name]
+    inputs = rand(*shape).requires_grad_()
+    loss = loss_of(inputs)
+    assert loss.item() == 0
+    assert gradient(loss, inputs).equal(torch.zeros(shape))

@@ -163,17 +163,6 @@ def random_people(num_people: int, num_poses: int) -> tuple[Tensor, Tensor, Tens
     return keypoints, torch.rand(num_poses, generator=random), torch.linspace(0.025, 0.1, 17)
 
 
-def test_similarity_of_poses_is_oks_with_the_smaller_area() -> None:
-    keypoints, scores, sigmas = random_people(2, 2)
-    keypoints[1, :, :2] = keypoints[0, :, :2] * 0.9 + 3
-    areas = body_areas(keypoints)
-    assert areas[1] == pytest.approx(0.81 * areas[0].item(), rel=1e-5)
-    oks = object_keypoint_similarity(keypoints[:1], keypoints[1:], areas[1:], sigmas).item()
-    assert 0.05 < oks < 0.95
-    for threshold, count in ((oks - 1e-4, 1), (oks + 1e-4, 2)):
-        assert len(nms_of_poses(keypoints, scores, sigmas, threshold, 100)) == count
-
-
 @pytest.mark.parametrize("max_poses", [7, 100])
 @pytest.mark.parametrize("threshold", [0.0, 0.2, 0.5, 1.0])
 def test_nms_of_poses_is_that_of_the_definition(threshold: float, max_poses: int) -> None:
