@@ -10,7 +10,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from inspose_d2.evaluation import count_people
+from inspose_d2.data.annotations import count_people
+from inspose_d2.evaluation import keypoint_ap
 
 METRICS = ("AP", "AP50", "AP75", "APM", "APL")
 MAX_PEOPLE = 6  # images with more are counted with these
@@ -23,12 +24,9 @@ def load_truth(json_file: str) -> COCO:
 
 
 def average_precision(
-    truth: COCO,
-    detections: list[dict[str, Any]],
-    task: str = "keypoints",
-    image_ids: Sequence[int] | None = None,
+    truth: COCO, detections: list[dict[str, Any]], task: str = "keypoints"
 ) -> dict[str, float]:
-    """COCO's AP, AP50, AP75, APM, APL in percent, of all images or of some of them.
+    """COCO's AP, AP50, AP75, APM, APL in percent, computed by pycocotools.
 
     As in Detectron2's ``COCOEvaluator`` the size of what was found is that of its box.
 
@@ -36,17 +34,11 @@ def average_precision(
         truth: the data set.
         detections: records of ``coco_instances_results.json``.
         task: "keypoints" or "bbox".
-        image_ids: images to count, None for all.
     """
-    if image_ids is not None:
-        wanted = set(image_ids)
-        detections = [d for d in detections if d["image_id"] in wanted]
     if not detections:
         return dict.fromkeys(METRICS, 0.0)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(truth, truth.loadRes(detections), task)
-        if image_ids is not None:
-            evaluation.params.imgIds = sorted(image_ids)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -58,7 +50,7 @@ def average_precision(
 def images_by_people(truth: COCO) -> dict[int, list[int]]:
     """Ids of the images with 1, 2, ..., ``MAX_PEOPLE`` or more persons with labelled keypoints."""
     images = defaultdict(list)
-    for image_id, count in sorted(count_people(truth).items()):
+    for image_id, count in sorted(count_people(truth.anns.values()).items()):
         images[min(count, MAX_PEOPLE)].append(image_id)
     return dict(sorted(images.items()))
 
@@ -71,6 +63,6 @@ def ap_by_people(truth: COCO, detections: Sequence[list[dict[str, Any]]]) -> dic
         detections: for each run its records of ``coco_instances_results.json``.
     """
     return {
-        count: [average_precision(truth, found, image_ids=images)["AP"] for found in detections]
+        count: [keypoint_ap(truth, found, images) for found in detections]
         for count, images in images_by_people(truth).items()
     }

@@ -3,6 +3,6 @@
 May import ``data``, ``modeling`` and ``config``.
 """
 
-from .coco import InsPoseEvaluator, count_people, make_coco_eval
+from .coco import InsPoseEvaluator, keypoint_ap, make_coco_eval
 
-__all__ = ["InsPoseEvaluator", "count_people", "make_coco_eval"]
+__all__ = ["InsPoseEvaluator", "keypoint_ap", "make_coco_eval"]

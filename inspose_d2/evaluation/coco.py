@@ -4,7 +4,7 @@ import contextlib
 import io
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -21,6 +21,7 @@ from pycocotools.coco import COCO
 from tabulate import tabulate
 from torch import Tensor
 
+from ..data.annotations import count_people
 from ..data.coco_file import in_memory
 from ..modeling.oks import COCO_SIGMAS
 from .results import ResultsFile, to_coco
@@ -146,7 +147,9 @@ class InsPoseEvaluator(COCOEvaluator):
         results = {}
         for task in sorted(self._tasks):
             records = self._best_records(task, predictions)
-            results[task] = self._evaluate_task(task, records, img_ids)
+            results[task] = self._metrics(task, records, img_ids)
+            if task == "keypoints":
+                results[task] |= self._ap_by_people(records, img_ids)
             if task == "keypoints" and records and "visibility" in records[0]:
                 wanted = [x for x in records if img_ids is None or x["image_id"] in img_ids]
                 sigmas = list(self._kpt_oks_sigmas or COCO_SIGMAS.values())
@@ -201,15 +204,6 @@ class InsPoseEvaluator(COCOEvaluator):
             for image_id, poses in predictions.items():
                 file.add(self._records(image_id, poses))
 
-    def _evaluate_task(
-        self, task: str, records: list[dict[str, Any]], img_ids: Sequence[int] | None
-    ) -> dict[str, float]:
-        """Figures of a task."""
-        figures = self._metrics(task, records, img_ids)
-        if task == "keypoints":
-            figures |= self._ap_by_people(records, img_ids)
-        return figures
-
     def _metrics(
         self, task: str, records: list[dict[str, Any]], img_ids: Sequence[int] | None
     ) -> dict[str, float]:
@@ -239,12 +233,16 @@ class InsPoseEvaluator(COCOEvaluator):
         self, records: list[dict[str, Any]], img_ids: Sequence[int] | None
     ) -> dict[str, float]:
         """``AP_BY_PEOPLE``; together they cost less than one more evaluation."""
-        counts = count_people(self._coco_api)
+        counts = count_people(self._coco_api.anns.values())
         wanted = counts.keys() if img_ids is None else counts.keys() & set(img_ids)
         figures, rows = {}, []
         for name, (low, high) in AP_BY_PEOPLE.items():
             images = [image_id for image_id in wanted if low <= counts[image_id] <= high]
-            figures[name] = self._keypoint_ap(records, set(images)) if images else float("nan")
+            figures[name] = (
+                keypoint_ap(self._coco_api, records, images, self._kpt_oks_sigmas)
+                if images
+                else float("nan")
+            )
             rows.append((name, len(images), sum(counts[x] for x in images), figures[name]))
         table = tabulate(
             rows,
@@ -255,29 +253,45 @@ class InsPoseEvaluator(COCOEvaluator):
         self._logger.info("Keypoint AP by the number of persons in the image:\n%s", table)
         return figures
 
-    def _keypoint_ap(self, records: list[dict[str, Any]], images: Collection[int]) -> float:
-        """Keypoint AP of some images, each with a person to find."""
-        found = [record for record in records if record["image_id"] in images]
-        if not found:
-            return 0.0
-        with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = make_coco_eval(self._coco_api, self._coco_api.loadRes(found), "keypoints")
-            params = evaluation.params
-            params.imgIds = sorted(images)
-            params.areaRng, params.areaRngLbl = params.areaRng[:1], params.areaRngLbl[:1]  # all
-            if self._kpt_oks_sigmas:
-                params.kpt_oks_sigmas = np.array(self._kpt_oks_sigmas)
-            evaluation.evaluate()
-            evaluation.accumulate()
-        precision = evaluation.eval["precision"]
-        return 100 * float(precision[precision > -1].mean())
-
     def _has_truth(self, task: str, img_ids: Sequence[int] | None) -> bool:
-        """Whether COCO counts any annotation of the images: of a person, with keypoints."""
+        """Whether COCO wants anybody of the images to be found: a person, with keypoints."""
         return any(
-            _counts(annotation, task) and (img_ids is None or annotation["image_id"] in img_ids)
-            for annotation in self._coco_api.anns.values()
+            not x.get("iscrowd", 0)
+            and (task == "bbox" or x.get("num_keypoints", 0) > 0)
+            and (img_ids is None or x["image_id"] in img_ids)
+            for x in self._coco_api.anns.values()
         )
+
+
+def keypoint_ap(
+    truth: COCO,
+    records: list[dict[str, Any]],
+    image_ids: Sequence[int],
+    sigmas: Sequence[float] = (),
+) -> float:
+    """Keypoint AP, in percent, of some images, each with a person to find.
+
+    Args:
+        truth: the annotations.
+        records: predictions in COCO's result format, of these and of other images.
+        image_ids: of the images.
+        sigmas: of OKS; empty takes COCO's.
+    """
+    wanted = set(image_ids)
+    found = [record for record in records if record["image_id"] in wanted]
+    if not found:
+        return 0.0
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = make_coco_eval(truth, truth.loadRes(found), "keypoints")
+        params = evaluation.params
+        params.imgIds = sorted(wanted)
+        params.areaRng, params.areaRngLbl = params.areaRng[:1], params.areaRngLbl[:1]  # all
+        if sigmas:
+            params.kpt_oks_sigmas = np.array(sigmas)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = evaluation.eval["precision"]
+    return 100 * float(precision[precision > -1].mean())
 
 
 def make_coco_eval(truth: COCO, detections: COCO, task: str) -> Any:
@@ -295,18 +309,6 @@ def make_coco_eval(truth: COCO, detections: COCO, task: str) -> Any:
         return COCOeval_opt(truth, detections, task)
     faster = (faster_coco_eval.COCO(coco.dataset) for coco in (truth, detections))
     return faster_coco_eval.COCOeval_faster(*faster, task, print_function=print)
-
-
-def count_people(truth: COCO) -> Counter[int]:
-    """Persons with labelled keypoints, without crowds, by the id of each image that has any."""
-    people = (x for x in truth.anns.values() if _counts(x, "keypoints"))
-    return Counter(person["image_id"] for person in people)
-
-
-def _counts(annotation: dict[str, Any], task: str) -> bool:
-    """Whether COCO wants an annotation to be found."""
-    labelled = task == "bbox" or annotation.get("num_keypoints", 0) > 0
-    return labelled and not annotation.get("iscrowd", 0)
 
 
 def _tensor(field: Tensor | Boxes) -> Tensor:
