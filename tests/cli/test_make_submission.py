@@ -171,12 +171,6 @@ def test_wrong_file_or_name_is_refused_in_one_line(
     assert error.count("\n") == 1
 
 
-def test_missing_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["nowhere.json", "--image-info", "neither.json", "--name", "x"]
-    assert cli.main(["submit", "--input", *flags]) == 2
-    assert "No such file or directory: 'neither.json'" in capsys.readouterr().err
-
-
 def test_failed_write_leaves_the_older_zip(
     submit: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

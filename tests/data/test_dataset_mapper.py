@@ -97,13 +97,6 @@ def test_person_keeps_its_keypoints_and_box(cfg: CfgNode, image_file: str) -> No
     assert mapped["instances"].gt_classes.tolist() == [0]
 
 
-def test_keypoints_grow_with_the_image(cfg: CfgNode, image_file: str) -> None:
-    cfg.INPUT.MIN_SIZE_TRAIN = (2 * HEIGHT, 2 * HEIGHT)
-    mapped = InsPoseDatasetMapper(cfg)(make_dict(image_file, make_person()))
-    assert mapped["image"].shape == (3, 2 * HEIGHT, 2 * WIDTH)
-    assert keypoints_of(mapped).equal(pose()[None] * torch.tensor([2.0, 2.0, 1.0]))
-
-
 @pytest.mark.fault
 def test_crowd_becomes_person_without_labelled_keypoints(cfg: CfgNode, image_file: str) -> None:
     mapped = InsPoseDatasetMapper(cfg)(make_dict(image_file, make_person(), CROWD))

@@ -290,19 +290,6 @@ def test_sets_with_other_orders_of_keypoints_are_refused(
         check_config(five_cfg(**{"DATASETS.TEST": ("other_order",)}))
 
 
-def test_k_of_the_config_must_be_that_of_the_set(
-    write: Callable[..., Path], five_cfg: Callable[..., CfgNode]
-) -> None:
-    path = write()
-    register_coco_keypoints(NAME, path, path.parent)
-    with pytest.raises(ConfigError, match="has 5 keypoint_names: set it to 5"):
-        check_config(five_cfg(**{"MODEL.INSPOSE.NUM_KEYPOINTS": 17}))
-    check_config(five_cfg())  # sigmas from the metadata
-    check_config(five_cfg(**{"TEST.KEYPOINT_OKS_SIGMAS": [0.1] * 5}))
-    with pytest.raises(ConfigError, match=r"TEST\.KEYPOINT_OKS_SIGMAS must be 5 values"):
-        check_config(five_cfg(**{"TEST.KEYPOINT_OKS_SIGMAS": [0.1] * 4}))
-
-
 def test_register_key_registers_what_the_run_uses(
     write: Callable[..., Path],
     five_cfg: Callable[..., CfgNode],

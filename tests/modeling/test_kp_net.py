@@ -152,20 +152,6 @@ def test_maps_equal_grouped_convolution_and_loop(num_layers: int) -> None:
     torch.testing.assert_close(maps, maps_by_loop(kp_net, x).float(), atol=1e-4, rtol=1e-4)
 
 
-def test_maps_read_relative_coordinates_after_features() -> None:
-    # Depth 1, two keypoints: the maps are the two coordinate channels themselves.
-    kp_net = make_kp_net(num_layers=1, num_keypoints=2)
-    weight = torch.zeros(2, 10)
-    weight[0, 8] = weight[1, 9] = 1
-    params = torch.cat([weight.flatten(), torch.zeros(2)])[None]
-    points, strides = torch.tensor([[36.0, 20.0]]), torch.tensor([16.0])
-    maps = maps_of(kp_net, Input(params, points, strides, torch.randn(8, HEIGHT, WIDTH)))
-    # Cells at 4, 12, ...; scale 8 * 16 = 128; x: (4 - 36) / 128 = -0.25, steps of 8 / 128.
-    assert maps[0, 0, 3].tolist() == pytest.approx([-0.25 + 0.0625 * i for i in range(7)])
-    # y: (4 - 20) / 128 = -0.125.
-    assert maps[0, 1, :, 3].tolist() == pytest.approx([-0.125 + 0.0625 * i for i in range(5)])
-
-
 def test_maps_equal_authors(golden: Callable[[str], dict[str, Tensor]]) -> None:
     expected = golden("kpnet")
     strides = 8 * 2.0 ** expected["level"]
@@ -304,19 +290,6 @@ def test_resampled_peaks_are_those_of_the_maps_without_their_padding(
     assert start == 8
 
 
-def test_map_of_half_the_resolution_is_the_mean_of_four_cells() -> None:
-    # Depth 1: the only map is feature 0.
-    kp_net = make_kp_net(num_layers=1, num_keypoints=1, map_stride=16)
-    features = torch.arange(24.0).view(4, 6).expand(8, 4, 6)
-    params = torch.zeros(1, kp_net.num_params)
-    params[0, 0] = 1
-    x = Input(params, torch.zeros(1, 2), torch.ones(1), features)
-    logits = kp_net.logits(*x[:3], kp_net.shared_input(features))
-    # (0 + 1 + 6 + 7) / 4, ..., two more to the right, twelve more below.
-    expected = [3.5, 5.5, 7.5, 15.5, 17.5, 19.5]
-    assert kp_net.resample(logits, (2, 3)).flatten().tolist() == expected
-
-
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
@@ -328,19 +301,6 @@ def test_backend_that_does_not_fit_is_refused(settings: dict[str, Any], problem:
     channels = {"feature_channels": 8, "channels": 8}
     with pytest.raises(ValueError, match=problem):
         KPNet(stride=8, **channels, num_layers=3, num_keypoints=17, **settings)
-
-
-def test_log_probs_by_hand() -> None:
-    # Depth 1, no features: a uniform map of 35 cells; with 2 in cell 26, e^2 against 34.
-    kp_net = make_kp_net(num_layers=1, num_keypoints=1)
-    params = torch.zeros(2, kp_net.num_params)
-    params[1, 0] = 1
-    features = torch.zeros(8, HEIGHT, WIDTH)
-    features[0, 3, 5] = 2
-    x = Input(params, torch.zeros(2, 2), torch.full((2,), 8.0), features)
-    log_probs = kp_net.log_probs(*batch_of(x), torch.tensor([[0], [26]]))
-    assert log_probs[0].item() == pytest.approx(-math.log(35), rel=1e-5)
-    assert log_probs[1].item() == pytest.approx(2 - math.log(34 + math.exp(2)), rel=1e-5)
 
 
 def test_log_probs_without_persons_keep_the_graph() -> None:
@@ -528,18 +488,6 @@ def test_peaks_do_not_depend_on_chunks(counts: list[int], maps: int) -> None:
         cells, scores = peaks_of(kp_net, *images)
     assert cells.equal(torch.cat([x for x, _ in expected]))
     torch.testing.assert_close(scores, torch.cat([x for _, x in expected]))
-
-
-def test_gradient_reaches_every_parameter_and_feature() -> None:
-    kp_net = make_kp_net(num_layers=2)
-    x = make_input(kp_net, 3)
-    # Large biases keep every hidden unit above zero: none may hide behind its ReLU.
-    x.params[:, 80:88] = 20
-    x.params.requires_grad_()
-    x.features.requires_grad_()
-    maps_of(kp_net, x).square().sum().backward()
-    assert (x.params.grad != 0).all()
-    assert (x.features.grad != 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
