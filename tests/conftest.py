@@ -140,41 +140,43 @@ def few_people(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, A
     MetadataCatalog.remove(name)
 
 
+TINY = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
+    "MODEL.FPN.OUT_CHANNELS": 32,  # GroupNorm wants multiples of 32
+    "MODEL.INSPOSE.NUM_CONVS": 1,
+    "MODEL.INSPOSE.CONV_DIM": 64,  # 32 groups of one channel would fail on a map of one cell
+    "MODEL.INSPOSE.KEYPOINT_BRANCH.NUM_CONVS": 1,
+    "MODEL.INSPOSE.KEYPOINT_BRANCH.CONV_DIM": 32,
+    "MODEL.INSPOSE.DISK_OFFSET.NUM_CONVS": 1,
+    "MODEL.INSPOSE.DISK_OFFSET.CONV_DIM": 32,
+    "MODEL.INSPOSE.HEATMAP.NUM_CONVS": 1,
+    "MODEL.INSPOSE.HEATMAP.CONV_DIM": 32,
+    "DATALOADER.NUM_WORKERS": 0,
+    "INPUT.MIN_SIZE_TRAIN": (96, 96),
+    "INPUT.MAX_SIZE_TRAIN": 128,
+    "INPUT.MIN_SIZE_TEST": 96,
+    "INPUT.MAX_SIZE_TEST": 128,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SEED": 0,
+}
+
+
 @pytest.fixture
 def tiny_cfg(tmp_path: Path) -> Callable[..., CfgNode]:
     """Make the config of a whole InsPose that is as small as it can be, on the CPU.
 
     ``tiny_cfg(["SOLVER.MAX_ITER", 3])`` and ``tiny_cfg(**{"SOLVER.MAX_ITER": 3})`` override.
     """
-    small = {
-        "MODEL.DEVICE": "cpu",
-        "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-        "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
-        "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
-        "MODEL.FPN.OUT_CHANNELS": 32,  # GroupNorm wants multiples of 32
-        "MODEL.INSPOSE.NUM_CONVS": 1,
-        "MODEL.INSPOSE.CONV_DIM": 64,  # 32 groups of one channel would fail on a map of one cell
-        "MODEL.INSPOSE.KEYPOINT_BRANCH.NUM_CONVS": 1,
-        "MODEL.INSPOSE.KEYPOINT_BRANCH.CONV_DIM": 32,
-        "MODEL.INSPOSE.DISK_OFFSET.NUM_CONVS": 1,
-        "MODEL.INSPOSE.DISK_OFFSET.CONV_DIM": 32,
-        "MODEL.INSPOSE.HEATMAP.NUM_CONVS": 1,
-        "MODEL.INSPOSE.HEATMAP.CONV_DIM": 32,
-        "DATALOADER.NUM_WORKERS": 0,
-        "INPUT.MIN_SIZE_TRAIN": (96, 96),
-        "INPUT.MAX_SIZE_TRAIN": 128,
-        "INPUT.MIN_SIZE_TEST": 96,
-        "INPUT.MAX_SIZE_TEST": 128,
-        "SOLVER.IMS_PER_BATCH": 2,
-        "OUTPUT_DIR": str(tmp_path / "output"),
-        "SEED": 0,
-    }
 
     def make(overrides: Sequence[Any] = (), **named: Any) -> CfgNode:
         cfg = get_cfg()
         add_inspose_config(cfg)
         cfg.merge_from_file(str(ROOT / "configs" / "quick" / "synthetic_people.yaml"))
-        for values in (small, named):
+        output = {"OUTPUT_DIR": str(tmp_path / "output")}
+        for values in (TINY, output, named):
             cfg.merge_from_list([x for item in values.items() for x in item])
         cfg.merge_from_list(list(overrides))
         return cfg

@@ -27,26 +27,18 @@ from inspose_d2.data.dataset_mapper import InsPoseDatasetMapper
 from inspose_d2.engine import launch as train_net
 from inspose_d2.engine.trainer import Trainer
 from inspose_d2.model_zoo import find_weights
+from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[2]
 QUICK = str(ROOT / "configs" / "quick" / "synthetic_people.yaml")
 AP_LINE = "Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets= 20 ]"
 SMALL = {
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
-    "MODEL.FPN.OUT_CHANNELS": 32,
-    "MODEL.INSPOSE.CONV_DIM": 64,
-    "MODEL.INSPOSE.KEYPOINT_BRANCH.CONV_DIM": 32,
-    "MODEL.INSPOSE.DISK_OFFSET.CONV_DIM": 32,
-    "MODEL.INSPOSE.HEATMAP.CONV_DIM": 32,
+    **TINY,
     "MODEL.INSPOSE.SCORE_THRESH_TEST": 0.0,
     "MODEL.INSPOSE.TOPK_CANDIDATES_TEST": 10,
     "DATASETS.TRAIN": ("synthetic_people_val",),
     "INPUT.MIN_SIZE_TRAIN": (64,),
     "INPUT.MIN_SIZE_TEST": 64,
-    "DATALOADER.NUM_WORKERS": 0,
-    "SOLVER.IMS_PER_BATCH": 2,
     "SEED": 7,
 }
 
