@@ -26,7 +26,7 @@ from PIL import Image
 
 from inspose_d2 import cli
 from inspose_d2.cli import validate
-from inspose_d2.data.annotations import Problem, find_problems
+from inspose_d2.data.annotations import find_problems
 from inspose_d2.data.coco_file import check_annotations, in_memory, plain
 from inspose_d2.data.dataset_mapper import InsPoseDatasetMapper
 from inspose_d2.data.synthetic import build_synthetic_people
@@ -241,11 +241,6 @@ def test_missing_image_is_found_where_a_folder_is_given(image_root: Path) -> Non
     (problem,) = find_problems(coco, image_root=str(image_root))
     assert (problem.entry, problem.image_id, problem.key) == ("images[1]", 5, "file_name")
     assert str(image_root / "7.png") in problem.what
-
-
-def test_what_is_said_of_a_problem() -> None:
-    problem = Problem("images[2]", 6, None, "width", "is missing", "write it")
-    assert str(problem) == "images[2] (image id 6), width: is missing; write it"
 
 
 def test_number_of_keypoints_is_what_the_category_lists() -> None:

@@ -85,11 +85,6 @@ def test_untrained_output_is_its_bias(branch: type[nn.Module], bias: float) -> N
     assert module(make_feature()).mean().item() == pytest.approx(bias, abs=0.1)
 
 
-def test_untrained_heatmap_probability_is_a_tenth() -> None:
-    probability = make(HeatmapBranch)(torch.zeros(1, 16, 3, 3)).sigmoid()
-    assert probability.flatten().tolist() == pytest.approx([0.1] * 45)
-
-
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_weights_begin_small_and_gradient_reaches_them(branch: type[nn.Module]) -> None:
     module = make(branch)

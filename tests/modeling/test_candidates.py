@@ -22,20 +22,6 @@ def test_candidates_are_in_the_order_of_images_and_locations() -> None:
     assert candidates.strides.tolist() == [8, 16, 8, 8, 16]
 
 
-def test_slices_when_images_have_no_candidates() -> None:
-    chosen = torch.zeros(4, 6, dtype=torch.bool)
-    chosen[1, [0, 2]] = chosen[2, 3] = True  # nothing in the first and in the last image
-    candidates = candidates_at(two_levels(), chosen)
-    expected = [slice(0, 0), slice(0, 2), slice(2, 3), slice(3, 3)]
-    assert candidates.slices() == expected
-
-
-def test_slices_without_candidates() -> None:
-    candidates = candidates_at(two_levels(), torch.zeros(2, 6, dtype=torch.bool))
-    assert candidates.slices() == [slice(0, 0), slice(0, 0)]
-    assert candidates.points.shape == (0, 2)
-
-
 @given(flags=st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=4))
 def test_slices_cut_candidates_by_image(flags: list[list[bool]]) -> None:
     candidates = candidates_at(two_levels(), torch.tensor(flags))

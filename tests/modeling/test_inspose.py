@@ -321,13 +321,6 @@ def test_score_is_a_mean_of_person_and_keypoint_scores(model: InsPose, weight: f
     torch.testing.assert_close(weighted.scores, expected.sort(descending=True).values)
 
 
-def test_missing_annotations_in_training_name_the_cure(model: InsPose) -> None:
-    instances = Instances((96, 128), gt_classes=torch.zeros(1))
-    inputs = [{"image": image_of((96, 128)), "instances": instances}]
-    with pytest.raises(ValueError, match=r"MODEL\.KEYPOINT_ON"):
-        train_step(model, inputs)
-
-
 def test_convolutions_are_channels_last_on_the_cpu(model: InsPose) -> None:
     weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
     assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)

@@ -372,6 +372,7 @@ def test_half_pixel_of_the_loader_is_taken_off_in_training(
         ("MODEL.INSPOSE.NUM_KEYPOINTS", 14),
         ("MODEL.INSPOSE.MAP_STRIDE", 4),
         ("MODEL.INSPOSE.BOX_HEAD.ENABLED", True),
+        ("MODEL.INSPOSE.VISIBILITY.ENABLED", True),
         ("MODEL.INSPOSE.KEYPOINT_SCORE_WEIGHT_TEST", 0.75),
     ],
 )
