@@ -115,8 +115,7 @@ def soft_nms(
     """Linear soft-NMS: what overlaps a better box loses score (Bodla et al. 2017).
 
     The best box that is left comes next. Others with an IoU of the threshold or more are multiplied
-    by 1 - IoU, and those below the minimum go. A result does not depend on later ones, so this ends
-    at the limit.
+    by 1 - IoU, and those below the minimum go.
 
     Args:
         boxes: (N, 4) x0, y0, x1, y1; two without area do not overlap.
@@ -128,24 +127,35 @@ def soft_nms(
     Returns:
         (M,) numbers of the boxes, best first, and (M,) their scores, on the device of the boxes.
     """
-    device = boxes.device
-    boxes, scores = boxes.cpu(), scores.cpu().clone()  # every round asks for the best
+    if not len(boxes):
+        return torch.zeros_like(scores, dtype=torch.int64), scores
+    cpu = boxes.cpu(), scores.cpu()  # every round asks for the best
+    keep, decayed = soft_nms_rounds(*cpu, iou_threshold, min_score, min(limit, len(boxes)))
+    found = decayed >= min_score
+    return keep[found].to(boxes.device), decayed[found].to(boxes.device)
+
+
+def soft_nms_rounds(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, min_score: float, rounds: int
+) -> tuple[Tensor, Tensor]:
+    """Run a fixed number of rounds of :func:`soft_nms`, 1 or more, as exported graphs need it.
+
+    Returns:
+        (rounds,) numbers of boxes and (rounds,) scores, below the minimum when none is left.
+    """
     low, high = boxes.split(2, dim=1)
     areas = (high - low).prod(dim=1)
-    keep: list[int] = []
-    kept: list[Tensor] = []
-    while len(keep) < min(limit, len(boxes)):
-        score, best = scores.max(dim=0)
-        if keep and score < min_score:  # the first comes whatever its score
-            break
-        keep.append(int(best))
-        kept.append(score)
+    numbers = torch.arange(scores.shape[0], device=scores.device)
+    keep, kept = [], []
+    for _ in range(rounds):
+        best = scores.argmax()[None]
+        keep.append(best)
+        kept.append(scores[best])
         overlap = (high.minimum(high[best]) - low.maximum(low[best])).clamp(min=0).prod(dim=1)
         iou = overlap / (areas + areas[best] - overlap)
         scores = torch.where(iou >= iou_threshold, scores * (1 - iou), scores)  # NaN: no overlap
-        scores[best] = -1
-    decayed = torch.stack(kept) if kept else scores[:0]
-    return torch.tensor(keep, dtype=torch.int64, device=device), decayed.to(device)
+        scores = scores.where((numbers != best) & (scores >= min_score), 0)
+    return torch.cat(keep), torch.cat(kept)
 
 
 def enlarged_peaks(

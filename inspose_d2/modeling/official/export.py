@@ -15,6 +15,7 @@ from .decode import (
     best_of_levels,
     enlarge,
     regressed_boxes,
+    soft_nms_rounds,
 )
 from .head import DENSE_SCALE, StarConv2d
 from .inspose_official import InsPoseOfficial
@@ -69,7 +70,9 @@ class OfficialGraph(nn.Module):
         boxes = F.pad(boxes, (0, 0, 0, len(rows))).index_select(0, rows)
         scores = F.pad(scores, (0, len(rows))).index_select(0, rows)
         index = F.pad(index, (0, len(rows))).index_select(0, rows)
-        keep, scores = soft_nms_rounds(boxes, scores, model.nms_threshold, model.max_poses)
+        keep, scores = soft_nms_rounds(
+            boxes, scores, model.nms_threshold, MIN_SCORE, model.max_poses
+        )
         boxes, index = boxes[keep], index[keep]
 
         zeros = torch.zeros_like(index)
@@ -98,35 +101,6 @@ class OfficialGraph(nn.Module):
         keypoints = torch.cat([xy, logits.softmax(dim=2).amax(dim=2)[..., None]], dim=-1)
         found = (scores >= MIN_SCORE).nonzero()[:, 0]
         return boxes[found], scores[found], keypoints[found]
-
-
-def soft_nms_rounds(
-    boxes: Tensor, scores: Tensor, iou_threshold: float, rounds: int
-) -> tuple[Tensor, Tensor]:
-    """Run :func:`inspose_d2.modeling.official.decode.soft_nms` for a fixed number of rounds.
-
-    Args:
-        boxes: (N, 4), N at least 1.
-        scores: (N,); what is below ``MIN_SCORE`` is no box.
-        iou_threshold: as there.
-        rounds: results.
-
-    Returns:
-        (rounds,) numbers of boxes and (rounds,) scores, below ``MIN_SCORE`` when none is left.
-    """
-    low, high = boxes.split(2, dim=1)
-    areas = (high - low).prod(dim=1)
-    numbers = torch.arange(scores.shape[0], device=scores.device)
-    keep, kept = [], []
-    for _ in range(rounds):
-        best = scores.argmax()[None]
-        keep.append(best)
-        kept.append(scores[best])
-        overlap = (high.minimum(high[best]) - low.maximum(low[best])).clamp(min=0).prod(dim=1)
-        iou = overlap / (areas + areas[best] - overlap)
-        scores = torch.where(iou >= iou_threshold, scores * (1 - iou), scores)
-        scores = scores.where((numbers != best) & (scores >= MIN_SCORE), 0)
-    return torch.cat(keep), torch.cat(kept)
 
 
 class _StarByGrid(StarConv2d):
