@@ -21,6 +21,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image, features
 
+from benchmarks.memory import status
 from inspose_d2 import cli
 from inspose_d2.cli import predict as demo
 from inspose_d2.cli.parsers import make_parser
@@ -459,22 +460,15 @@ def test_kp_net_view_is_drawn_by_a_real_model(
     assert len(results(tmp_path / "out")[0]["keypoints"]) == 3 * 17
 
 
-def start(real_model: list[str], folder: Path) -> "subprocess.Popen[str]":
+def start(real_model: list[str], folder: Path, *launcher: str) -> "subprocess.Popen[str]":
     """Start the command on the images in ``folder / in``, with no display."""
     environment = {k: v for k, v in os.environ.items() if "DISPLAY" not in k}
     environment["PYTHONPATH"] = str(ROOT)
-    command = [
-        sys.executable,
-        "-m",
-        "inspose_d2",
-        "predict",
-        "--input",
-        "in",
-        "--output",
-        "out",
-        *real_model,
-    ]
-    return subprocess.Popen(command, cwd=folder, env=environment, text=True, stderr=subprocess.PIPE)
+    words = ["-m", "inspose_d2", "predict", "--input", "in", "--output", "out", *real_model]
+    command, pipe = [sys.executable, *launcher, *words], subprocess.PIPE
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, text=True, stdout=pipe, stderr=pipe
+    )
 
 
 def interrupt_at(count: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -587,12 +581,6 @@ def test_second_program_in_the_same_folder_is_refused(
     assert "another inspose predict is writing there" in capsys.readouterr().err
 
 
-def resident() -> float:
-    """Memory of this process in MiB."""
-    text = Path("/proc/self/status").read_text()
-    return int(text.partition("VmRSS:")[2].split()[0]) / 1024
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_flat_over_a_long_video(
@@ -616,7 +604,7 @@ def test_memory_is_flat_over_a_long_video(
             frame[:, self.number % 80] = 200
             self.number += 1
             if self.number % 300 == 0:
-                used.append(resident())
+                used.append(status("VmRSS") / 2**20)  # MiB
             return True, frame
 
         def isOpened(self) -> bool:  # noqa: N802  OpenCV's name
@@ -639,17 +627,6 @@ def test_memory_is_flat_over_a_long_video(
     assert seconds == pytest.approx(240, abs=1)
 
 
-def start_workers(real_model: list[str], folder: Path) -> "subprocess.Popen[str]":
-    """Start two workers on the images in ``folder / in``."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = ["-m", "inspose_d2", "predict", "--input", "in", "--output", "out", *real_model]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [*torchrun, *command], cwd=folder, env=environment, text=True, stdout=pipe, stderr=pipe
-    )
-
-
 @pytest.mark.fault
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -658,9 +635,10 @@ def test_killed_worker_of_two_and_a_second_start_give_what_one_gives(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     many_pictures(tmp_path / "in", 400)
+    two = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     parts = [tmp_path / "out" / "unfinished" / f"{rank}.jsonl" for rank in range(2)]
 
-    process = start_workers(real_model, tmp_path)
+    process = start(real_model, tmp_path, *two)
     limit = time.monotonic() + 500
     while not all(x.is_file() and x.stat().st_size > 20_000 for x in parts):
         assert time.monotonic() < limit, process.communicate()
@@ -672,7 +650,7 @@ def test_killed_worker_of_two_and_a_second_start_give_what_one_gives(
     done = sum(x.read_text().count('"poses"') for x in parts)
     assert 0 < done < 400
 
-    process = start_workers(real_model, tmp_path)
+    process = start(real_model, tmp_path, *two)
     out, error = process.communicate(timeout=500)
     assert process.returncode == 1, error  # torchrun's own for any worker that ends with 3
     assert f"going on: {done} of 401 pictures are finished" in error
@@ -683,8 +661,7 @@ def test_killed_worker_of_two_and_a_second_start_give_what_one_gives(
 
     alone = ["predict", "--input", "in", "--output", "alone", *real_model]
     assert cli.main(alone) == demo.SOME_LEFT_OUT
-    one, two = (Path(x, "results.json").read_text() for x in ("alone", "out"))
-    assert one == two
+    assert Path("alone/results.json").read_text() == Path("out/results.json").read_text()
     assert files_below(tmp_path / "alone") == files_below(tmp_path / "out")
 
 
