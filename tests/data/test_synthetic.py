@@ -358,19 +358,24 @@ def test_command_line_writes_a_set(tmp_path, monkeypatch):
     assert len(list((tmp_path / "synthetic_people" / "val").iterdir())) == 2
 
 
+def pairs_of_poses(other_file):
+    """Each person with other labels and with the true ones, and both poses taken out of them."""
+    other, true = (
+        json.loads(path.read_text())
+        for path in (other_file, other_file.with_name("person_keypoints_train.json"))
+    )
+    people = list(zip(other.pop("annotations"), true.pop("annotations"), strict=True))
+    assert other == true  # pictures and all else
+    for pair in people:
+        yield (*pair, *(np.array(x.pop("keypoints")).reshape(17, 3) for x in pair))
+
+
 def test_noisy_keypoints_are_as_far_off_as_those_of_cocos_annotators(tmp_path, monkeypatch):
     monkeypatch.setitem(synthetic.SPLITS, "train", 16)
     noisy_file = build_noisy_people(tmp_path)
     assert noisy_file.name == "person_keypoints_train_noisy.json"
-    noisy, clean = (
-        json.loads(path.read_text())
-        for path in (noisy_file, build_synthetic_people(tmp_path, "train"))
-    )
-    people = list(zip(noisy.pop("annotations"), clean.pop("annotations"), strict=True))
-    assert noisy == clean  # pictures and all else
     errors = []
-    for person, true_person in people:
-        found, truth = (np.array(x.pop("keypoints")).reshape(17, 3) for x in (person, true_person))
+    for person, true_person, found, truth in pairs_of_poses(noisy_file):
         assert person == true_person
         labelled = truth[:, 2] > 0
         assert np.array_equal(found[:, 2], truth[:, 2])
@@ -388,16 +393,7 @@ def test_a_third_of_the_labels_of_each_person_are_gone_and_all_else_stays(tmp_pa
     monkeypatch.setitem(synthetic.SPLITS, "train", 8)
     partial_file = build_partial_people(tmp_path)
     assert partial_file.name == "person_keypoints_train_partial.json"
-    partial, whole = (
-        json.loads(path.read_text())
-        for path in (partial_file, build_synthetic_people(tmp_path, "train"))
-    )
-    people = list(zip(partial.pop("annotations"), whole.pop("annotations"), strict=True))
-    assert partial == whole  # pictures and all else
-    for person, whole_person in people:
-        left, all_of_them = (
-            np.array(x.pop("keypoints")).reshape(17, 3) for x in (person, whole_person)
-        )
+    for person, whole_person, left, all_of_them in pairs_of_poses(partial_file):
         stays, labelled = left[:, 2] > 0, all_of_them[:, 2] > 0
         count = person.pop("num_keypoints")
         assert count == stays.sum() == labelled.sum() - labelled.sum() // 3
