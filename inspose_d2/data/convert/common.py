@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
+import numpy as np
 from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
+from detectron2.structures.masks import polygon_area
 
 from ..annotations import MAX_PIXELS, AnnotationError, box_of, check_image_file, find_problems
 from ..crowdpose import AREA_OF_BOX
@@ -422,16 +424,14 @@ def _is_area(area: Any, box: Sequence[float]) -> bool:
 
 
 def _area_of(polygons: Any) -> float | None:
-    """Sum of the areas of polygons [x, y, x, y, ...], by the shoelace formula."""
+    """Sum of the areas of polygons [x, y, x, y, ...]."""
     if not isinstance(polygons, list):
         return None
     area = 0.0
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) % 2 or not all(map(is_number, polygon)):
             return None
-        corners = list(zip(polygon[::2], polygon[1::2], strict=True))
-        pairs = zip(corners, corners[1:] + corners[:1], strict=True)
-        area += abs(sum(a * d - b * c for (a, b), (c, d) in pairs)) / 2
+        area += float(polygon_area(*np.array(polygon, float).reshape(-1, 2).T))
     return area
 
 
