@@ -132,6 +132,7 @@ def soft_nms(
     cpu = boxes.cpu(), scores.cpu()  # every round asks for the best
     keep, decayed = soft_nms_rounds(*cpu, iou_threshold, min_score, min(limit, len(boxes)))
     found = decayed >= min_score
+    found[0] = True  # the first comes whatever its score
     return keep[found].to(boxes.device), decayed[found].to(boxes.device)
 
 
