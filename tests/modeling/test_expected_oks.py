@@ -1,5 +1,6 @@
 """Decoding by expected OKS against its definition, pose by pose and cell by cell."""
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -131,3 +132,21 @@ def test_model_refines_the_poses_that_nms_has_left(tiny_cfg: Callable[..., CfgNo
         c = by_keypoints["instances"]
         torch.testing.assert_close(c.scores, c.pred_keypoints[..., 2].mean(dim=1))
         assert c.scores.diff().max() <= 0  # best first
+
+
+def test_sharp_maps_take_no_longer_than_flat_ones() -> None:
+    size = 64, 64
+    places = places_of_cells(None, 2, size, torch.device("cpu"))
+    areas = torch.full((20,), 500.0)
+
+    def seconds(logits: Tensor) -> float:
+        """Time of the CPU; products of tiny numbers, below the normal ones, would be slow."""
+        start = time.process_time()
+        decode_by_expected_oks(logits, places, areas, SIGMAS, stride=STRIDE, image_size=(256, 256))
+        return time.process_time() - start
+
+    flat = torch.zeros(20, 2, 64 * 64)
+    sharp = torch.randn(flat.shape, generator=torch.Generator().manual_seed(3)) * 10
+    times = [(seconds(flat), seconds(sharp)) for _ in range(9)]
+    quickest_flat, quickest_sharp = map(min, zip(*times, strict=True))
+    assert quickest_sharp < 2.5 * quickest_flat
