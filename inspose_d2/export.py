@@ -58,9 +58,7 @@ class InsPoseGraph(nn.Module):
         persons = model.head.at(predictions.params_features, candidates)
         (poses,) = inference.decode(predictions, persons, [size])
         if inference.nms_sigmas is not None or inference.refines:
-            # As many rows for every image: steps of open size would take the exporter minutes.
-            rows = inference.topk_candidates
-            poses = Poses(*(F.pad(x, (0, 0) * (x.dim() - 1) + (0, rows))[:rows] for x in poses))
+            poses = _rows(poses, inference.topk_candidates)
             boxes, scores, keypoints, count = self.rows_of(
                 poses, poses.scores > 0, predictions, 0, size
             )
@@ -107,8 +105,10 @@ class InsPoseGraph(nn.Module):
         size = min(inference.max_poses, inference.topk_candidates)
         poses, keep = self.suppress(poses, valid, size)
         if inference.refines:
-            poses = inference.refine(poses, predictions, image, image_size)
-            poses, keep = self.suppress(poses, keep, size)
+            # Few are left: of all rows this would be nearly all of the time.
+            poses = inference.refine(poses.take(keep), predictions, image, image_size)
+            poses = _rows(poses, size)
+            poses, keep = self.suppress(poses, poses.scores > 0, size)
         boxes = clip_boxes_to_image(poses.boxes, image_size)
         keep = keep & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         scores, best = poses.scores.where(keep, -1).topk(size)
@@ -170,6 +170,19 @@ def unsuppressed(similar: Tensor, keep: Tensor) -> Tensor:
     for i in range(similar.shape[0]):
         keep = keep & ~(suppresses[i] & keep[i])
     return keep
+
+
+def _rows(poses: Poses, count: int) -> Poses:
+    """Make poses as many rows for every image: steps of open size would take the exporter minutes.
+
+    Args:
+        poses: of scores above 0, N at most ``count``.
+        count: of rows.
+
+    Returns:
+        The poses, and zeros behind them.
+    """
+    return Poses(*(F.pad(x, (0, 0) * (x.dim() - 1) + (0, count))[:count] for x in poses))
 
 
 def _with_two_more(poses: Poses) -> Poses:
