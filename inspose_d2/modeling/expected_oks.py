@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from .kp_net import find_cells
+
 # Of a probability and of a Gaussian: products of three of them are still normal numbers, and all
 # others take a CPU five times as long. No sum of cells is changed by it.
 LEAST = 1e-12
@@ -47,7 +49,7 @@ def decode_by_expected_oks(
         # Half of what OKS divides the square of a distance by is the variance of the Gaussian.
         spread = 2 * sigmas * areas.sqrt()[:, None] / stride  # (N, K) cells
         across, down = _gaussian(columns, spread), _gaussian(rows, spread)
-        scores, cells = (down @ maps @ across).flatten(2).max(dim=2)
+        cells, scores = find_cells((down @ maps @ across).flatten(2), width)
         row = cells // width
         column = cells - row * width
         near = maps.mul_(_row_of(down, row)[..., None] * _row_of(across, column)[:, :, None])
