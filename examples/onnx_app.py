@@ -1,10 +1,9 @@
 #!/usr/bin/env python
-"""Poses of a picture with ONNX Runtime, NumPy and OpenCV alone: no PyTorch, no Detectron2."""
+"""Poses of a picture with ONNX Runtime and OpenCV alone: no PyTorch, no Detectron2."""
 
 import argparse
 
 import cv2
-import numpy as np
 import onnxruntime
 
 # COCO's keypoints: nose, eyes, ears, shoulders, elbows, wrists, hips, knees, ankles; left, right.
@@ -13,23 +12,18 @@ BONES = [
     *[(5, 11), (6, 12), (11, 12), (11, 13), (13, 15), (12, 14), (14, 16)],
 ]
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("model", help="of inspose export")
+parser.add_argument("model", help="of inspose export --preprocess")
 parser.add_argument("picture")
 parser.add_argument("--output", help="file for the picture with the poses drawn")
-parser.add_argument("--size", type=int, nargs=2, default=(288, 480), metavar=("MIN", "MAX"))
-parser.add_argument("--score", type=float, default=0.55, help="lowest score of a pose")
-parser.add_argument("--rgb", action="store_true", help="the config has INPUT.FORMAT RGB")
+parser.add_argument("--score", type=float, default=0.5, help="lowest score of a pose")
 args = parser.parse_args()
 picture = cv2.imread(args.picture)
 if picture is None:
     raise SystemExit(f"{args.picture} is no picture that OpenCV can read")
-scale = min(args.size[0] / min(picture.shape[:2]), args.size[1] / max(picture.shape[:2]))
-size = [round(side * scale) for side in picture.shape[1::-1]]
-small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else 1)
-image = np.ascontiguousarray((small[..., ::-1] if args.rgb else small).transpose(2, 0, 1))
 session = onnxruntime.InferenceSession(args.model)
-_, scores, keypoints = session.run(["boxes", "scores", "keypoints"], {"image": image})
-keypoints[..., :2] *= np.array(picture.shape[1::-1], np.float32) / size
+if session.get_inputs()[0].shape[2] != 3:
+    raise SystemExit(f"{args.model} takes no pictures as they are: export it with --preprocess")
+_, scores, keypoints = session.run(["boxes", "scores", "keypoints"], {"image": picture})
 for pose in keypoints[scores >= args.score]:
     print(" ".join(f"{x:.1f},{y:.1f},{score:.2f}" for x, y, score in pose))
     for bone in BONES:

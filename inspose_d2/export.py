@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torchvision.ops import box_iou, clip_boxes_to_image
@@ -285,28 +286,108 @@ class _KPNetAtOnce(KPNet):
         return maps.index_select(-1, torch.arange(size[1]))
 
 
-def graph_of(model: InsPose | InsPoseOfficial) -> nn.Module:
-    """Make the graph of a model: an image (3, H, W) in, boxes, scores and keypoints out."""
+class PictureGraph(nn.Module):
+    """A graph that takes pictures as they are: colours and size are changed inside."""
+
+    def __init__(self, graph: nn.Module, cfg: CfgNode) -> None:
+        """Put the steps before and behind a graph.
+
+        Args:
+            graph: of one image.
+            cfg: reads ``INPUT.FORMAT``, ``MIN_SIZE_TEST``, ``MAX_SIZE_TEST`` and ``RESIZE``.
+        """
+        super().__init__()
+        self.network = graph  # a module named graph would hide that of the exporter
+        self.is_rgb = cfg.INPUT.FORMAT == "RGB"
+        self.min_size, self.max_size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+        self.antialias = cfg.INPUT.RESIZE == "pillow"
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Find the poses of a picture.
+
+        Args:
+            image: (H, W, 3) uint8 in BGR, as ``cv2.imread`` gives it.
+
+        Returns:
+            As of the graph, in pixels of ``image``.
+        """
+        height, width = image.shape[0], image.shape[1]
+        pixels = image.permute(2, 0, 1).float()
+        if self.is_rgb:
+            pixels = pixels.flip(0)
+        size = self.size_of(height, width)
+        if self.min_size:
+            pixels = self.resized(pixels[None], size)[0]
+        boxes, scores, keypoints = self.network(pixels)
+        scale = torch.tensor([width, height]) / torch.tensor([size[1], size[0]])
+        keypoints = torch.cat([keypoints[..., :2] * scale, keypoints[..., 2:]], dim=2)
+        return boxes * scale.repeat(2), scores, keypoints
+
+    def resized(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
+        """Resize (B, C, H, W) as :class:`ResizeShortestEdge` does: to whole numbers again."""
+        if not self.antialias:
+            return (F.interpolate(pixels, size, mode="bilinear") + 0.5).floor()
+        # Pillow's steps: along the rows, then along the columns, rounded after each.
+        for step in ((pixels.shape[2], size[1]), size):
+            pixels = F.interpolate(pixels, step, mode="bilinear", antialias=True)
+            pixels = (pixels + 0.5).floor()
+        return pixels
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """Size (H, W) for the network, as ``ResizeShortestEdge`` has it."""
+        if not self.min_size:
+            return height, width
+        # min() would fix a size that torch.export leaves open.
+        short, long = torch.sym_min(height, width), torch.sym_max(height, width)
+        new_height, new_width = (
+            torch.sym_max(
+                torch.sym_min(
+                    (2 * side * self.min_size + short) // (2 * short),  # rounded
+                    (2 * side * self.max_size + long) // (2 * long),
+                ),
+                1,
+            )
+            for side in (height, width)
+        )
+        return new_height, new_width
+
+
+def graph_of(model: InsPose | InsPoseOfficial, preprocess: CfgNode | None = None) -> nn.Module:
+    """Make the graph of a model: an image in, boxes, scores and keypoints out.
+
+    Args:
+        model: on the CPU; stays as it is.
+        preprocess: config for :class:`PictureGraph`; without, the graph takes (3, H, W) as
+            :class:`InsPoseGraph` does.
+    """
     graph: Any = OfficialGraph if isinstance(model, InsPoseOfficial) else InsPoseGraph
-    return graph(model)
+    return graph(model) if preprocess is None else PictureGraph(graph(model), preprocess)
 
 
-def export_program(model: InsPose | InsPoseOfficial) -> ExportedProgram:
+def export_program(
+    model: InsPose | InsPoseOfficial, *, preprocess: CfgNode | None = None
+) -> ExportedProgram:
     """Export a model with ``torch.export``.
 
     Args:
         model: on the CPU; stays as it is.
+        preprocess: see :func:`graph_of`.
 
     Returns:
         Program of :func:`graph_of` for images of any height and width above 128 pixels.
     """
-    sizes = {"image": {1: Dim.DYNAMIC, 2: Dim.DYNAMIC}}
+    image = _example() if preprocess is None else _picture()
+    sizes = {"image": {i: Dim.DYNAMIC for i in range(3) if image.shape[i] > 3}}
     with torch.no_grad():
-        return torch.export.export(graph_of(model), (_example(),), dynamic_shapes=sizes)
+        return torch.export.export(graph_of(model, preprocess), (image,), dynamic_shapes=sizes)
 
 
 def export_onnx(
-    model: InsPose | InsPoseOfficial, path: str | os.PathLike[str], *, batch: int | None = None
+    model: InsPose | InsPoseOfficial,
+    path: str | os.PathLike[str],
+    *,
+    batch: int | None = None,
+    preprocess: CfgNode | None = None,
 ) -> None:
     """Write a model as an ONNX file, for images of any height and width.
 
@@ -315,12 +396,15 @@ def export_onnx(
         path: file to write.
         batch: images of a batch, see :class:`BatchGraph`; None takes a single image. The number is
             fixed, as the graph has a part for each image.
+        preprocess: see :func:`graph_of`; for single images.
 
     Raises:
         ValueError: a batch for :class:`InsPoseOfficial`.
     """
     image, sizes = _example(), {1: "height", 2: "width"}
-    graph, name, outputs = graph_of(model), "image", list(OUTPUTS)
+    if preprocess is not None:
+        image, sizes = _picture(), {0: "height", 1: "width"}
+    graph, name, outputs = graph_of(model, preprocess), "image", list(OUTPUTS)
     if batch is not None:
         if not isinstance(model, InsPose):
             raise ValueError("InsPoseOfficial is exported for single images alone")
@@ -344,3 +428,8 @@ def export_onnx(
 def _example() -> Tensor:
     """Make an image whose size says nothing: no level is one cell wide, no numbers are equal."""
     return torch.zeros(3, 232, 328, dtype=torch.uint8)
+
+
+def _picture() -> Tensor:
+    """Make a picture for :class:`PictureGraph`, of another size than the network's."""
+    return torch.zeros(421, 563, 3, dtype=torch.uint8)

@@ -28,7 +28,13 @@ def check_packages() -> None:
 
 
 def export(
-    config_file: str, opts: list[str], output: Path, file_format: str, batch: int | None
+    config_file: str,
+    opts: list[str],
+    output: Path,
+    file_format: str,
+    *,
+    batch: int | None,
+    preprocess: bool,
 ) -> None:
     """Build a model and write it.
 
@@ -38,6 +44,7 @@ def export(
         output: file to write.
         file_format: one of ``FORMATS``.
         batch: images of a batch, ONNX alone; None takes a single image.
+        preprocess: whether the file takes pictures as OpenCV reads them, of any size.
     """
     cfg = get_cfg(config_file, ["MODEL.DEVICE", "cpu", *opts])
     if cfg.MODEL.WEIGHTS:
@@ -45,14 +52,16 @@ def export(
     model = load_model(cfg)
     logger.info("Tracing the model and writing %s: a minute or two", output)
     start = time.perf_counter()
+    own_cfg = cfg if preprocess else None
     if file_format == "onnx":
-        export_onnx(model, output, batch=batch)
+        export_onnx(model, output, batch=batch, preprocess=own_cfg)
     elif file_format == "safetensors":
         save_safetensors(model.state_dict(), output)
     else:
-        torch.export.save(export_program(model), output)
+        torch.export.save(export_program(model, preprocess=own_cfg), output)
     size, seconds = output.stat().st_size / 1e6, time.perf_counter() - start
-    logger.info(f"{output}: {size:.1f} MB in {seconds:.0f} s; colours are {cfg.INPUT.FORMAT}")
+    colours = "BGR" if preprocess else cfg.INPUT.FORMAT
+    logger.info(f"{output}: {size:.1f} MB in {seconds:.0f} s; colours are {colours}")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.batch and file_format != "onnx":
         raise ValueError("--batch is for ONNX")
+    if args.preprocess and (args.batch or file_format == "safetensors"):
+        raise ValueError("--preprocess is for .onnx and .pt2 of single images, without --batch")
     if args.output.is_dir():
         raise ValueError(f"--output {args.output}: is a folder; give a file in it")
     if not args.output.absolute().parent.is_dir():
@@ -77,5 +88,12 @@ def run(args: argparse.Namespace) -> int:
     config = args.config_file or (config_of(args.weights) if args.weights else None)
     if config is None:
         raise ValueError("--config-file is needed: no --weights that say which config they are of")
-    export(config, [*args.opts, *weights], args.output, file_format, args.batch)
+    export(
+        config,
+        [*args.opts, *weights],
+        args.output,
+        file_format,
+        batch=args.batch,
+        preprocess=args.preprocess,
+    )
     return 0

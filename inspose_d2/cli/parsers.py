@@ -56,6 +56,9 @@ One image goes in, its poses come out; NMS is inside.
     output  scores     float32  (N,)        of the poses, in [0, 1], best first
     output  keypoints  float32  (N, K, 3)   x, y in pixels of the input, score in [0, 1]
 
+With --preprocess: an image (H, W, 3) as OpenCV reads it, in BGR and at its own size, which all
+coordinates are in pixels of.
+
 With --batch: images (B, 3, H, W), and boxes (B, R, 4), scores (B, R), keypoints (B, R, K, 3) with
 zeros behind the counts (B,) poses of each image, R being TEST.DETECTIONS_PER_IMAGE.
 
@@ -239,6 +242,11 @@ def _export(parser: Parser) -> None:
     )
     parser.add_argument(
         "--batch", type=_count, metavar="B", help="of B images, fixed rows for each (ONNX)"
+    )
+    parser.add_argument(
+        "--preprocess",
+        action="store_true",
+        help="the file takes pictures as OpenCV reads them, of any size",
     )
     _options(parser)
 

@@ -18,11 +18,21 @@ from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 from matplotlib.cbook import get_sample_data
 
-from inspose_d2 import InsPose, cli, get_model
+from inspose_d2 import InsPose, InsPosePredictor, cli, get_model
 from inspose_d2.cli import export
-from inspose_d2.export import OUTPUTS, BatchGraph, InsPoseGraph, export_onnx, export_program
+from inspose_d2.data.images import ResizeShortestEdge
+from inspose_d2.export import (
+    OUTPUTS,
+    BatchGraph,
+    InsPoseGraph,
+    PictureGraph,
+    export_onnx,
+    export_program,
+    graph_of,
+)
 
 ROOT = Path(__file__).parents[2]
+PEOPLE = "people/InsPose_Lite0_people", "people_lite0"
 CONFIG, WEIGHTS = "quick/synthetic_people_tiny", "synthetic_people_tiny"
 SIZES = [(250, 330), (256, 320), (129, 511), (320, 190), (216, 132)]  # (H, W), above 128
 SMALL_SIZES = [(97, 410), (31, 33), (20, 300)]
@@ -197,6 +207,76 @@ def test_batch_of_empty_and_full_images(tiny_cfg: Callable[..., CfgNode]) -> Non
     assert not any(x.any() for x in rows)
 
 
+def grace_hopper() -> np.ndarray:
+    """Photograph (600, 512, 3) in BGR."""
+    return cv2.imread(get_sample_data("grace_hopper.jpg", asfileobj=False))
+
+
+def assert_poses_of_predictor(predictor: InsPosePredictor, got: Poses, picture: np.ndarray) -> None:
+    """Compare the poses of a picture from a score of 0.5 on.
+
+    Some pixels are 1 of 255 higher or lower than Pillow's. That moved 0.4 % of the keypoints of 60
+    poses in 21 photographs by more than 0.1 pixels, and one by 5. Where a map says little, as for
+    legs outside a picture, that may move a keypoint far: these, which nobody draws, are left out.
+    """
+    found = predictor(picture)["instances"]
+    expected = [found.pred_boxes.tensor, found.scores, found.pred_keypoints]
+    got, other = ([np.asarray(x[poses[1] >= 0.5]) for x in poses] for poses in (got, expected))
+    assert len(other[1]) > 0
+    assert [x.shape for x in got] == [x.shape for x in other]
+    assert np.abs(got[1] - other[1]).max() < 0.005
+    drawn = other[2][..., 2] >= 0.3
+    assert drawn.sum() >= 8
+    assert np.abs(got[2] - other[2])[drawn].max() < 0.5
+
+
+def test_graph_of_pictures_gives_the_poses_of_the_predictor() -> None:
+    predictor = InsPosePredictor(PEOPLE[0], weights=PEOPLE[1], device="cpu")
+    graph, photograph = graph_of(predictor.model, predictor.cfg), grace_hopper()
+    for picture in [photograph, cv2.resize(photograph, (180, 200)), photograph[30:]]:
+        with torch.no_grad():
+            got = graph(torch.from_numpy(picture))
+        assert_poses_of_predictor(predictor, [x.numpy() for x in got], picture)
+
+
+@pytest.mark.parametrize("library", ["pillow", "opencv"])
+def test_graph_of_pictures_resizes_as_evaluation_does(
+    tiny_cfg: Callable[..., CfgNode], library: str
+) -> None:
+    cfg = tiny_cfg(
+        **{"INPUT.MIN_SIZE_TEST": 96, "INPUT.MAX_SIZE_TEST": 160, "INPUT.RESIZE": library}
+    )
+    seen: list[torch.Tensor] = []
+
+    def network(pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        seen.append(pixels)
+        return torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, 17, 3)
+
+    graph = PictureGraph(network, cfg)
+    resize = ResizeShortestEdge([96, 96], 160, library=library)
+    random = np.random.default_rng(0)
+    for height, width in [(96, 96), (1, 700), *random.integers(20, 500, (20, 2))]:
+        picture = random.integers(0, 256, (height, width, 3), np.uint8)
+        expected = resize.get_transform(picture).apply_image(picture).transpose(2, 0, 1)
+        graph(torch.from_numpy(picture))
+        got = seen.pop().numpy()
+        if cfg.INPUT.FORMAT == "RGB":
+            expected = expected[::-1]
+        assert got.shape == expected.shape
+        # Numbers near a half are rounded up or down; OpenCV's have but 11 bits of a fraction.
+        assert np.abs(got - expected).max() <= (1 if library == "pillow" else 2)
+        assert (got != expected).mean() < 0.2
+
+
+def test_preprocess_is_for_single_images(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ["--config-file", CONFIG, "--preprocess", "--output"]
+    for more in ([str(tmp_path / "a.safetensors")], [str(tmp_path / "a.onnx"), "--batch", "2"]):
+        assert cli.main(["export", *arguments, *more]) == cli.USAGE
+        assert "--preprocess is for .onnx and .pt2" in capsys.readouterr().err
+
+
 def test_batch_is_for_onnx(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = ["--config-file", CONFIG, "--batch", "2", "--output", str(tmp_path / "model.pt2")]
     assert cli.main(["export", *arguments]) == cli.USAGE
@@ -212,13 +292,14 @@ def trained() -> InsPose:
 @pytest.fixture(scope="module")
 def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file as the tool writes it, from the command line."""
-    return write_onnx(CONFIG, WEIGHTS, tmp_path_factory.mktemp("export") / "model.onnx")
+    return write(CONFIG, WEIGHTS, tmp_path_factory.mktemp("export") / "model.onnx")
 
 
-def write_onnx(config_file: str, weights: str, output: Path) -> Path:
-    pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
+def write(config_file: str, weights: str, output: Path, *more: str) -> Path:
+    if output.suffix == ".onnx":
+        pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
     command = [sys.executable, "-m", "inspose_d2", "export", "--config-file", config_file]
-    command += ["--weights", weights, "--output", str(output)]
+    command += ["--weights", weights, "--output", str(output), *more]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
     return output
@@ -296,29 +377,28 @@ def test_onnx_file_has_the_documented_names_and_no_paths(onnx_file: Path) -> Non
 
 
 @pytest.mark.slow
-def test_example_finds_the_poses_without_torch(
-    trained: InsPose, onnx_file: Path, tmp_path: Path
-) -> None:
+def test_example_finds_the_poses_without_torch(onnx_file: Path, tmp_path: Path) -> None:
     picture = DatasetCatalog.get("synthetic_people_val")[0]["file_name"]
-    height, width = cv2.imread(picture).shape[:2]
-    short, longest = sorted((height, width))  # as it is: so no resizing changes it
+    model = write(CONFIG, WEIGHTS, tmp_path / "pictures.onnx", "--preprocess")
     blocked = "import sys, runpy; sys.modules.update(torch=None, torchvision=None, detectron2=None)"
     code = f"{blocked}; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    arguments = [onnx_file, picture, "--size", short, longest, "--score", 0]
-    command = [ROOT / "examples" / "onnx_app.py", *arguments, "--output", tmp_path / "drawn.png"]
-    result = subprocess.run(
-        [sys.executable, "-c", code, *map(str, command)],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    _, scores, keypoints = eager(trained, resized(picture, (height, width)))
+    example = [sys.executable, "-c", code, str(ROOT / "examples" / "onnx_app.py")]
+    drawn, score = str(tmp_path / "drawn.png"), 0.3
+    command = [*example, str(model), picture, "--output", drawn, "--score", str(score)]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    predictor = InsPosePredictor(CONFIG, weights=WEIGHTS, device="cpu")
+    poses = predictor(picture)["instances"]
+    expected = poses.pred_keypoints[poses.scores >= score].numpy()
     printed = [line.split() for line in result.stdout.splitlines()]
-    assert len(printed) == len(scores)
+    assert len(printed) == len(expected) > 0
     points = np.array([[x.split(",") for x in line] for line in printed], float)
-    assert np.abs(points - keypoints)[..., :2].max() < 0.16  # one decimal is printed
-    drawn = cv2.imread(str(tmp_path / "drawn.png"))
-    assert (drawn != cv2.imread(picture)).any()
+    moved = np.abs(points - expected)[..., :2].max(axis=2) > 0.3
+    assert moved.mean() <= 0.02
+    assert (cv2.imread(drawn) != cv2.imread(picture)).any()
+
+    refused = subprocess.run([*example, str(onnx_file), picture], capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "export it with --preprocess" in refused.stderr
 
 
 @pytest.mark.slow
@@ -379,11 +459,33 @@ def test_program_gives_no_pose_and_one_pose(tiny_cfg: Callable[..., CfgNode], co
 
 @pytest.mark.slow
 def test_onnx_runtime_finds_the_poses_of_the_model_for_photographs(tmp_path: Path) -> None:
-    config_file, weights = "people/InsPose_Lite0_people", "people_lite0"
-    model = get_model(config_file, weights, device="cpu")
-    file = write_onnx(config_file, weights, tmp_path / "people.onnx")
-    photograph = cv2.imread(get_sample_data("grace_hopper.jpg", asfileobj=False))[:, :, ::-1]
+    model = get_model(*PEOPLE, device="cpu")
+    file = write(*PEOPLE, tmp_path / "people.onnx")
+    photograph = grace_hopper()[:, :, ::-1]
     sizes = [(352, 288), (288, 250)]
     images = [cv2.resize(photograph, size[::-1]).transpose(2, 0, 1).copy() for size in sizes]
-    assert all(eager(model, image)[1].max() > 0.5 for image in images)
+    images.append(np.zeros((3, 288, 288), np.uint8))  # nobody
+    assert [eager(model, image)[1].max(initial=0) > 0.5 for image in images] == [True, True, False]
     compare_with_onnx(model, file, iter(images))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_file_that_takes_pictures_gives_the_poses_of_the_predictor(
+    tmp_path: Path, suffix: str
+) -> None:
+    predictor = InsPosePredictor(PEOPLE[0], weights=PEOPLE[1], device="cpu")
+    file, photograph = write(*PEOPLE, tmp_path / f"people{suffix}", "--preprocess"), grace_hopper()
+    if suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(file)
+        assert session.get_inputs()[0].shape == ["height", "width", 3]
+    else:
+        program = torch.export.load(file).module()
+    for picture in [photograph, cv2.resize(photograph, (180, 200)), photograph[30:]]:
+        if suffix == ".onnx":
+            got = session.run(list(OUTPUTS), {"image": picture})
+        else:
+            got = [x.detach().numpy() for x in program(torch.from_numpy(picture))]
+        assert_poses_of_predictor(predictor, got, picture)
