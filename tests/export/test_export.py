@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -351,6 +352,20 @@ def test_onnx_runtime_resamples_maps(trained: InsPose, tmp_path: Path) -> None:
     record = DatasetCatalog.get("synthetic_people_val")[0]
     images = (resized(record["file_name"], size) for size in [*SIZES, *SMALL_SIZES])
     assert compare_with_onnx(model, tmp_path / "model.onnx", images) > 0
+
+
+@pytest.mark.slow
+def test_openvino_finds_the_poses_of_onnx_runtime(onnx_file: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    import onnxruntime
+
+    precision = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.compile_model(openvino.Core().read_model(onnx_file), "CPU", precision)
+    session = onnxruntime.InferenceSession(onnx_file)
+    for image in islice(pictures("synthetic_people_val"), 5):
+        expected = session.run(list(OUTPUTS), {"image": image})
+        assert_same_poses([compiled([image])[name] for name in OUTPUTS], expected)
+        assert len(expected[1]) > 0
 
 
 @pytest.mark.slow
