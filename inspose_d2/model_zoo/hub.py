@@ -85,7 +85,6 @@ def write_config(cfg: CfgNode, file: Path) -> None:
         cfg.DATASETS[key] = tuple(x for x in cfg.DATASETS[key] if x not in own)
     cfg.DATASETS.REGISTER = []
     cfg.MODEL.WEIGHTS = cfg.MODEL.TIMM.WEIGHTS = ""
-    cfg.MODEL.TIMM.PRETRAINED = False
     cfg.OUTPUT_DIR = "./output"
     values = yaml.safe_load(cfg.dump())
     del values["MODEL"]["DEVICE"]

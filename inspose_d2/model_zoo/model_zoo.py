@@ -68,8 +68,9 @@ def get_model(
         OSError: the weights cannot be downloaded.
     """
     file = "" if weights is None else str(find_weights(weights))
-    # The weights of timm would be replaced by those of the checkpoint.
-    opts = ["MODEL.TIMM.PRETRAINED", False, "MODEL.WEIGHTS", file]
+    opts = ["MODEL.WEIGHTS", file]
+    if not file:
+        opts += ["MODEL.TIMM.PRETRAINED", False]
     return load_model(get_cfg(name, opts + (["MODEL.DEVICE", device] if device else [])))
 
 

@@ -107,6 +107,15 @@ def test_weights_of_a_file_are_in_the_model_and_half_ones_become_whole(
         torch.testing.assert_close(value, other, rtol=1e-3, atol=1e-7, msg=name)
 
 
+def test_model_of_the_zoo_computes_what_that_of_the_predictor_does() -> None:
+    models = [
+        get_model("people/InsPose_Lite0_people", "people_lite0", "cpu"),
+        InsPosePredictor(weights="people_lite0", device="cpu").model,
+    ]
+    names = [[type(x).__name__ for x in model.modules()] for model in models]
+    assert names[0] == names[1]  # batch norms are folded in both
+
+
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     save_half(nn.Linear(2, 2), tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=r"other\.pth does not fit the model"):
