@@ -408,7 +408,7 @@ def test_page_in_a_browser(chromium: Any, server: tuple[str, Path], model: CfgNo
     tab.wait_for("pixels.png: 2501 x 2000 pixels are more than")
 
     tab.page.get_by_role("button", name="Example 2").click()
-    tab.wait_for_picture("people_2_poses.jpg")
+    tab.wait_for_picture("people_14_poses.jpg")
     tab.page.get_by_label("Remove Image").click()
     tab.page.get_by_label("Capture from camera").click()
     tab.page.get_by_text("Click to Access Webcam").click()

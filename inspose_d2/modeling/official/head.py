@@ -1,14 +1,11 @@
 """Heads and branches of the authors' released model, where they differ from the paper's."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, get_norm
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-from ..branches import KeypointFeatureBranch
 from ..candidates import Candidates
 from ..geometry import Locations
 from ..head import (
@@ -240,23 +237,37 @@ def star_points(pose: Tensor) -> Tensor:
     return torch.lerp(points.detach(), points, STAR_GRADIENT) if points.requires_grad else points
 
 
-class KeypointFeatures(KeypointFeatureBranch):
-    """The shared input of all KP-Nets; its last layer has a norm, of two groups, and ReLU too."""
+class KeypointFeatures(nn.Module):
+    """The shared input of all KP-Nets; here its last layer has a norm and ReLU too."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Build the layers, see :class:`KeypointFeatureBranch`."""
-        super().__init__(*args, **kwargs)
-        plain = self.predictor
+    def __init__(
+        self, *, in_channels: int, num_convs: int, conv_dim: int, norm: str, out_channels: int
+    ) -> None:
+        """Build the layers.
+
+        Args:
+            in_channels: channels of P3.
+            num_convs: hidden convolutions.
+            conv_dim: their width.
+            norm: their norm.
+            out_channels: channels of the output, normed in two groups.
+        """
+        super().__init__()
+        self.tower = conv_tower(in_channels, conv_dim, num_convs, norm)
         self.predictor = Conv2d(
-            plain.in_channels,
-            plain.out_channels,
+            conv_dim,
+            out_channels,
             kernel_size=3,
             padding=1,
             bias=False,
-            norm=nn.GroupNorm(2, plain.out_channels),
+            norm=nn.GroupNorm(2, out_channels),
             activation=F.relu_,
         )
-        init_as_retinanet(self.predictor)
+        init_as_retinanet(self)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, out_channels, H, W), not negative."""
+        return self.predictor(self.tower(feature))
 
 
 class DenseBranch(nn.Module):

@@ -98,8 +98,8 @@ class InsPoseOfficial(ImageModel):
         node = cfg.MODEL.INSPOSE
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
-        feature = shapes[node.KEYPOINT_BRANCH.IN_FEATURE]
-        kp_net = KPNet(cfg, feature.stride)
+        channels = shapes[node.KEYPOINT_BRANCH.IN_FEATURE].channels
+        kp_net = KPNet(cfg, shapes[node.KEYPOINT_BRANCH.IN_FEATURE].stride)
         return {
             "backbone": backbone,
             "head": OfficialHead(
@@ -112,9 +112,15 @@ class InsPoseOfficial(ImageModel):
                 prior_prob=node.PRIOR_PROB,
             ),
             "kp_net": kp_net,
-            "keypoint_branch": KeypointFeatures(cfg, feature),
+            "keypoint_branch": KeypointFeatures(
+                in_channels=channels,
+                num_convs=node.KEYPOINT_BRANCH.NUM_CONVS,
+                conv_dim=node.KEYPOINT_BRANCH.CONV_DIM,
+                norm=node.NORM,
+                out_channels=node.KEYPOINT_BRANCH.OUT_CHANNELS,
+            ),
             "dense_branch": DenseBranch(
-                in_channels=feature.channels,
+                in_channels=channels,
                 num_convs=node.HEATMAP.NUM_CONVS,
                 conv_dim=node.HEATMAP.CONV_DIM,
                 norm=node.NORM,
