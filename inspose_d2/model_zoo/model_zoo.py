@@ -70,7 +70,7 @@ def get_model(
     file = "" if weights is None else str(find_weights(weights))
     opts = ["MODEL.WEIGHTS", file]
     if not file:
-        opts += ["MODEL.TIMM.PRETRAINED", False]
+        opts += ["MODEL.TIMM.PRETRAINED", "False"]
     return load_model(get_cfg(name, opts + (["MODEL.DEVICE", device] if device else [])))
 
 
