@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 # Tests change their folder; the data sets stay where they are.
 os.environ["INSPOSE_D2_CACHE"] = os.path.abspath(os.environ.get("INSPOSE_D2_CACHE", "datasets"))
+
+# A shell lets its programs in the background ignore Ctrl-C, and these the programs that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import cv2
 import numpy as np
