@@ -1,10 +1,12 @@
 """The demo's own parts; what it trains is tested elsewhere."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer
 from torch import nn
 
@@ -26,6 +28,14 @@ def test_deadline_ends_training_without_an_error_message(
     assert trainer.iter == 0
     assert not [x for x in caplog.records if x.levelname == "ERROR"]
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_steps_are_timed(
+    tiny_cfg: Callable[..., CfgNode], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(demo_synthetic, "TIMED_STEPS", 4)
+    names = {"DATASETS.TRAIN": ("synthetic_people_val",), "OUTPUT_DIR": str(tmp_path)}
+    assert 0 < demo_synthetic.seconds_per_step(tiny_cfg(**names)) < 60
 
 
 def test_losses_are_plotted_from_the_metrics_file(tmp_path: Path) -> None:
