@@ -34,6 +34,7 @@ def test_steps_are_timed(
     tiny_cfg: Callable[..., CfgNode], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(demo_synthetic, "TIMED_STEPS", 4)
+    monkeypatch.setattr(demo_synthetic.Trainer, "build_writers", lambda _: [])  # left open
     names = {"DATASETS.TRAIN": ("synthetic_people_val",), "OUTPUT_DIR": str(tmp_path)}
     assert 0 < demo_synthetic.seconds_per_step(tiny_cfg(**names)) < 60
 
