@@ -205,8 +205,8 @@ def test_eight_photographs_are_learned_by_heart(tmp_path: Path, eight_photograph
 def test_reduced_model_of_the_authors_learns_eight_photographs(
     tmp_path: Path, eight_photographs: str
 ) -> None:
-    # After 160 steps: 43 AP, AP50 92 with this seed; 37 and 91 with another and a rate of 0.006;
-    # less on another CPU.
+    # At a rate of 0.004 a quarter to 0.63 of the units were still active at step 40, of five seeds,
+    # and none with another order of random weights: AP 0.3.
     run(
         "quick/coco_by_heart.yaml",
         tmp_path / "official",
@@ -228,9 +228,9 @@ def test_reduced_model_of_the_authors_learns_eight_photographs(
             "DATASETS.TRAIN": (eight_photographs,),
             "DATASETS.TEST": (eight_photographs,),
             "DATALOADER.NUM_WORKERS": 0,
-            "SOLVER.BASE_LR": 0.004,
+            "SOLVER.BASE_LR": 0.002,
             "SOLVER.WARMUP_ITERS": 20,
-            "SOLVER.MAX_ITER": 260,
+            "SOLVER.MAX_ITER": 120,
             "TEST.EVAL_PERIOD": 0,
             "SEED": 0,
         },
@@ -238,5 +238,6 @@ def test_reduced_model_of_the_authors_learns_eight_photographs(
     lines = metrics(tmp_path / "official")
     losses = [x["total_loss"] for x in lines if "total_loss" in x]
     assert losses[-1] < 0.3 * losses[0]
+    assert min(x["active_units"] for x in lines if "active_units" in x) > 0.25
     assert lines[-1]["keypoints/AP"] > 25
     assert lines[-1]["keypoints/AP50"] > 75
