@@ -26,7 +26,7 @@ from ..data.check import check_config
 from ..data.images import read_image
 from ..data.keypoint_sets import register_datasets
 from ..engine.trainer import Trainer
-from ..evaluation.results import read_results
+from ..evaluation.results import RESULTS, inference_folder, read_results
 from ..evaluation.visibility import LEAST_OKS, match_poses
 from ..modeling import InsPose, InsPoseOfficial
 from ..modeling.geometry import Locations, map_size
@@ -307,12 +307,12 @@ class Finding:
         return "found" if self.is_found else "missed"
 
 
-def browse_results(cfg: CfgNode, results: Path, num: int, output: Path) -> Path:
+def browse_results(cfg: CfgNode, results: Path | None, num: int, output: Path) -> Path:
     """Write the page of an evaluation; returns its path.
 
     Args:
         cfg: the first of DATASETS.TEST, and TEST.KEYPOINT_OKS_SIGMAS.
-        results: coco_instances_results.json of the evaluation.
+        results: coco_instances_results.json of the evaluation; None: in OUTPUT_DIR.
         num: of the persons, and of the false positives, that are shown in pictures.
         output: folder.
 
@@ -329,6 +329,7 @@ def browse_results(cfg: CfgNode, results: Path, num: int, output: Path) -> Path:
     coco.dataset = Trainer.check_dataset(cfg, name, evaluation=True)
     with contextlib.redirect_stdout(None):
         coco.createIndex()
+    results = results or inference_folder(cfg, name) / RESULTS
     predictions = read_results(results, coco.imgs, coco.cats, cfg.MODEL.INSPOSE.NUM_KEYPOINTS)
     sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS or metadata.get("keypoint_oks_sigmas", ())
     persons, false_positives = match(coco, predictions, sigmas)
@@ -502,7 +503,6 @@ def run(args: argparse.Namespace) -> int:
     if training:
         page = browse_data(cfg, args.num, args.output)
     else:
-        default = Path(cfg.OUTPUT_DIR, "inference", "coco_instances_results.json")
-        page = browse_results(cfg, args.input or default, args.num, args.output)
+        page = browse_results(cfg, args.input, args.num, args.output)
     print(f"see {page}")
     return 0

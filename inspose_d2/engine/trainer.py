@@ -41,6 +41,7 @@ from ..data.dataset_mapper import InsPoseDatasetMapper
 from ..data.keypoint_sets import register_datasets
 from ..data.train_loader import TrainingBatches, build_train_loader, mix
 from ..evaluation import InsPoseEvaluator
+from ..evaluation.results import inference_folder
 from ..workers import guard_loader, on_one_worker
 from .ema import EMA
 from .pictures import EvalPictures
@@ -474,7 +475,7 @@ class Trainer(DefaultTrainer):
         return InsPoseEvaluator(
             dataset_name,
             tasks=("bbox", "keypoints") if with_boxes else ("keypoints",),
-            output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"),
+            output_dir=str(inference_folder(cfg, dataset_name)),
             kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
         )
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..data.annotations import count_people
 from ..data.coco_file import in_memory
 from ..modeling.oks import COCO_SIGMAS
-from .results import ResultsFile, to_coco
+from .results import RESULTS, ResultsFile, to_coco
 from .visibility import evaluate_visibility
 
 try:
@@ -198,7 +198,7 @@ class InsPoseEvaluator(COCOEvaluator):
 
     def _write(self, predictions: dict[int, Instances]) -> None:
         """Write all records image by image: as one text they take 1 MiB of each."""
-        path = os.path.join(self._output_dir, "coco_instances_results.json")
+        path = os.path.join(self._output_dir, RESULTS)
         self._logger.info("Saving results to %s", path)
         with ResultsFile(path) as file:
             for image_id, poses in predictions.items():

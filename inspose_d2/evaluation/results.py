@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 
@@ -19,6 +20,16 @@ Pose = dict[str, Any]
 
 
 PERSON = 1  # COCO's category
+RESULTS = "coco_instances_results.json"  # as Detectron2 names it
+
+
+def inference_folder(cfg: CfgNode, dataset_name: str) -> Path:
+    """Say where the evaluation of a data set writes.
+
+    Of several test sets each has a folder of its own: in one they would overwrite each other.
+    """
+    folder = Path(cfg.OUTPUT_DIR, "inference")
+    return folder / dataset_name if len(cfg.DATASETS.TEST) > 1 else folder
 
 
 def to_coco(poses: Instances, image_id: int, **more: Any) -> list[Pose]:

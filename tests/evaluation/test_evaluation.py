@@ -22,7 +22,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
+from inspose_d2.config import get_cfg
 from inspose_d2.evaluation.coco import AP_BY_PEOPLE, METRICS, InsPoseEvaluator, make_coco_eval
+from inspose_d2.evaluation.results import inference_folder
 
 NAME = "tiny_people"
 # Three keypoints with sigma 0.1 and a person of area 50 * 50. If all three are d pixels off,
@@ -520,3 +522,11 @@ def test_faster_coco_eval_gives_the_figures_of_pycocotools(
     ours = stats(make_coco_eval)
     assert ours == pytest.approx(stats(COCOeval), abs=1e-12)
     assert (max(ours) > 0.05) == (part in ("all", "some images", "image without persons"))
+
+
+def test_several_test_sets_do_not_overwrite_each_others_results() -> None:
+    cfg = get_cfg("people/InsPose_Lite0_people", ["OUTPUT_DIR", "out"])
+    folders = [inference_folder(cfg, name) for name in cfg.DATASETS.TEST]
+    assert folders == [Path("out/inference/people_holdout"), Path("out/inference/people_val")]
+    cfg.DATASETS.TEST = ("people_val",)
+    assert inference_folder(cfg, "people_val") == Path("out/inference")
