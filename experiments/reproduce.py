@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -39,10 +40,11 @@ from experiments.coco_ap import (
     load_truth,
 )
 from experiments.peer_report import measure, write_people_report
-from experiments.report import Line, Report
+from experiments.report import ELSEWHERE, Line, Report
 from inspose_d2 import get_cfg
 from inspose_d2.config.files import leaves
 from inspose_d2.engine.trainer import Trainer
+from inspose_d2.evaluation.results import RESULTS, inference_folder
 from inspose_d2.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,7 +64,8 @@ class Row:
         paper: the paper's AP, AP50, AP75, APM, APL on COCO; empty if it has none.
         paper_box: the paper's box AP.
         small: YAML of the small setting, to which an ablation adds its own keys.
-        test: config changes of a row that only tests the weights of the row of this config.
+        keys: config changes of the row, KEY VALUE KEY VALUE ...
+        test: those of a row that only tests the weights of the row of this config.
     """
 
     config: str
@@ -70,17 +73,19 @@ class Row:
     paper: tuple[float, ...] = ()
     paper_box: float | None = None
     small: str = "quick/synthetic_people.yaml"
+    keys: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """Name of the row's folder."""
-        return Path(self.config).stem + ("_multiscale" if self.test else "")
+        stem = Path(self.config).stem
+        return re.sub(r"[^\w-]+", "_", f"{stem} {self.label}") if self.keys or self.test else stem
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper: its headline, its data set and its rows."""
+    """A table of the paper, or of ours: its headline, the paper's data set, and its rows."""
 
     title: str
     paper_data: str
@@ -101,6 +106,12 @@ def full_method(label: str) -> Row:
 def backbone(name: str, label: str, *paper: float, test: tuple[str, ...] = ()) -> Row:
     """A row of Table 5."""
     return Row(f"InsPose_{name}_100ep.yaml", label, paper, test=test)
+
+
+def recipe(label: str, *keys: str, test: tuple[str, ...] = ()) -> Row:
+    """A row of the ablation of the recipe for photographs (docs/photographs.md)."""
+    config, small = "InsPosePlus_R50_100ep.yaml", "people/InsPose_Lite0_people.yaml"
+    return Row(config, label, small=small, keys=keys, test=test)
 
 
 R50 = (65.4, 88.9, 71.7, 60.2, 72.7)  # the paper's Table 5
@@ -165,6 +176,27 @@ TABLES = {
                 "multi-scale",
                 R50_MULTISCALE,
                 test=MULTISCALE + SMALL_SCALES,
+            ),
+        ),
+    ),
+    "recipe": Table(
+        "The recipe for photographs, one part left out at a time",
+        "",
+        (
+            recipe("the whole recipe"),
+            recipe("without the quality score", "MODEL.INSPOSE.CLS_LOSS", "focal"),
+            recipe("without regression", "MODEL.INSPOSE.REGRESSION.ENABLED", "False"),
+            recipe("without scale jitter and crop", "INPUT.SCALE_JITTER", "()"),
+            recipe(
+                "without rotation and colours", "INPUT.ROTATION", "0.0", "INPUT.COLOR_JITTER", "0.0"
+            ),
+            recipe("without the average of weights", "SOLVER.EMA_DECAY", "0.0"),
+            recipe(
+                "decoded at the peaks",
+                test=(
+                    *("MODEL.INSPOSE.DECODING_TEST", "peaks"),
+                    *("MODEL.INSPOSE.KEYPOINT_SCORE_WEIGHT_TEST", "0.0"),
+                ),
             ),
         ),
     ),
@@ -257,7 +289,7 @@ def make_run(
         config_file = CONFIGS / row.small
         values += ["SOLVER.MAX_ITER", str(steps), "SOLVER.WARMUP_ITERS", str(min(100, steps // 5))]
         values += ["SOLVER.CHECKPOINT_PERIOD", str(CHECKPOINT_STEPS), "TEST.EVAL_PERIOD", "0"]
-    values += opts
+    values += [*opts, *row.keys]
     if row.test:
         trained = folder.parent.with_name(Path(row.config).stem) / folder.name
         values += [*row.test, "MODEL.WEIGHTS", os.path.relpath(trained / "model_final.pth", ROOT)]
@@ -388,15 +420,17 @@ def finish(run: Run, exit_status: int) -> bool:
     return False
 
 
-def truth_of(cfg: CfgNode) -> COCO:
-    """The test set of a config."""
-    meta = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+def truth_of(cfg: CfgNode, number: int = 0) -> COCO:
+    """A test set of a config."""
+    meta = MetadataCatalog.get(cfg.DATASETS.TEST[number])
     return load_truth(PathManager.get_local_path(meta.json_file))
 
 
-def detections_of(run: Run) -> list[dict[str, Any]]:
-    """What a run found in the test set."""
-    return json.loads((run.folder / "inference/coco_instances_results.json").read_text())
+def detections_of(run: Run, number: int = 0) -> list[dict[str, Any]]:
+    """What a run found in a test set."""
+    cfg = run.cfg()
+    folder = ROOT / inference_folder(cfg, cfg.DATASETS.TEST[number])
+    return json.loads((folder / RESULTS).read_text())
 
 
 def result_of(run: Run) -> dict[str, Any]:
@@ -404,6 +438,9 @@ def result_of(run: Run) -> dict[str, Any]:
     cfg = run.cfg()
     truth, detections = truth_of(cfg), detections_of(run)
     result = average_precision(truth, detections)
+    for number, name in enumerate(cfg.DATASETS.TEST[1:], start=1):
+        of_set = average_precision(truth_of(cfg, number), detections_of(run, number))
+        result[ELSEWHERE + name] = of_set["AP"]
     if run.row.config.endswith("box_head.yaml"):
         result["box AP"] = average_precision(truth, detections, "bbox")["AP"]
     # The writer's times are medians of 20 steps; the median of these is no matter of pauses.
@@ -465,7 +502,12 @@ def make_report(table: Table, runs: Sequence[Run], args: argparse.Namespace) -> 
     ]
     cfg = runs[0].cfg()
     steps, batch = runs[0].steps_and_batch()
-    data = f"synthetic people, {steps} steps" if args.small else "COCO val2017"
+    test_set = cfg.DATASETS.TEST[0]
+    if args.small:
+        data = "synthetic people" if test_set.startswith("synthetic") else f"`{test_set}`"
+        data += f", {steps} steps"
+    else:
+        data = "COCO val2017"
     what = ["--peer"] if args.peer else ["--table", args.table]
     if args.small:
         what += ["--small", "--steps", str(args.steps), "--jobs", str(args.jobs)]
@@ -474,7 +516,7 @@ def make_report(table: Table, runs: Sequence[Run], args: argparse.Namespace) -> 
     command = ["python", "-m", "experiments.reproduce", *what, "--seeds", *map(str, args.seeds)]
     command += args.opts
     notes = [f"`{shlex.join(command)}`", f"{steps} steps of {batch} images: {steps * batch} seen"]
-    notes += [f"Tested on `{cfg.DATASETS.TEST[0]}`"]
+    notes += [f"Tested on `{test_set}`"]
     for what_with, key in (("torch", "torch"), ("Processor", "processor")):
         notes += sorted({f"{what_with}: {result[key]}" for result in results.values()})
     if args.table == "5":

@@ -80,6 +80,24 @@ def test_ablation_differs_from_the_full_method_in_its_own_keys(
     assert changed == {f"MODEL.INSPOSE.{key}": value for key, value in difference.items()}
 
 
+@pytest.mark.parametrize("steps", [20, None], ids=["small", "full"])
+def test_rows_of_the_recipe_leave_out_one_part_each(steps: int | None, tmp_path: Path) -> None:
+    whole, *others = reproduce.TABLES["recipe"].rows
+    runs = [reproduce.make_run(row, 1, tmp_path, steps, []) for row in (whole, *others)]
+    assert len({run.folder for run in runs}) == len(runs)
+    settings = [reproduce.settings_of(run.cfg()) for run in runs]
+    ignored = {"MODEL.WEIGHTS"}  # of the row that is only tested
+    changed = [{k for k, v in x.items() if v != settings[0][k]} - ignored for x in settings[1:]]
+    assert changed == [
+        {"MODEL.INSPOSE.CLS_LOSS"},
+        {"MODEL.INSPOSE.REGRESSION.ENABLED"},
+        {"INPUT.SCALE_JITTER"},
+        {"INPUT.ROTATION", "INPUT.COLOR_JITTER"},
+        {"SOLVER.EMA_DECAY"},
+        {"MODEL.INSPOSE.DECODING_TEST", "MODEL.INSPOSE.KEYPOINT_SCORE_WEIGHT_TEST"},
+    ]
+
+
 def test_small_run_is_the_quick_config_for_a_fixed_number_of_steps(tmp_path: Path) -> None:
     cfg = reproduce.make_run(reproduce.full_method(""), 2, tmp_path, 300, []).cfg()
     assert cfg.DATASETS.TEST == ("synthetic_people_val",)
@@ -101,7 +119,7 @@ def test_full_run_changes_nothing_of_its_config_and_a_test_takes_the_row_s_weigh
     at = command.index("MODEL.WEIGHTS")
     assert command[at + 1] == "output/reproduce/full/InsPose_R50_100ep/seed1/model_final.pth"
     assert command[command.index("TEST.AUG.ENABLED") + 1] == "True"
-    assert "InsPose_R50_100ep_multiscale" in command[command.index("OUTPUT_DIR") + 1]
+    assert "InsPose_R50_100ep_R-50_multi-scale" in command[command.index("OUTPUT_DIR") + 1]
 
 
 @pytest.mark.parametrize(("num_gpus", "steps", "batch"), [(8, 127350, 16), (4, 254700, 8)])
@@ -130,7 +148,7 @@ lines = [{"iteration": 19, "time": 0.5}, {"iteration": 39, "time": 0.3}, {"itera
 def fake_runner(monkeypatch: pytest.MonkeyPatch) -> None:
     """A train_net.py that is done at once, or fails where there is a file "break"."""
     monkeypatch.setattr(reproduce.Run, "command", lambda self: ["-c", FAKE, str(self.folder)])
-    monkeypatch.setattr(reproduce, "truth_of", lambda _: None)
+    monkeypatch.setattr(reproduce, "truth_of", lambda *_: None)
 
 
 def two_runs(folder: Path, steps: int = 40) -> list[reproduce.Run]:
@@ -157,6 +175,24 @@ def test_run_with_a_result_is_not_run_again_and_a_failed_one_is(
     assert reproduce.run_all([bad, good], ARGS) == []
     starts = [(run.folder / "starts").read_text() for run in (good, bad)]
     assert starts == ["x", "xx"]
+
+
+@pytest.mark.usefixtures("fake_runner")
+def test_further_test_sets_have_a_column(tmp_path: Path) -> None:
+    sets = ["DATASETS.TEST", "('people_holdout', 'people_val')"]
+    run = reproduce.make_run(reproduce.TABLES["recipe"].rows[0], 1, tmp_path, 40, sets)
+    for name in ("people_holdout", "people_val"):
+        folder = run.folder / "inference" / name
+        folder.mkdir(parents=True)
+        (folder / "coco_instances_results.json").write_text("[]")
+    assert reproduce.run_all([run], ARGS) == []
+    result = json.loads((run.folder / "result.json").read_text())
+    assert (result["AP"], result["AP, people_val"]) == (0, 0)
+    lines = [Line(run.row.label, {1: result})]
+    Report("Table", "`people_holdout`", "", lines, ["-"]).write(tmp_path / "table")
+    text = (tmp_path / "table.md").read_text()
+    assert "| AP, people_val | seconds of training | seeds |" in text
+    assert "paper" not in text
 
 
 @pytest.mark.usefixtures("fake_runner")
