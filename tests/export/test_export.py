@@ -18,6 +18,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 from matplotlib.cbook import get_sample_data
+from torch.export import Dim
 
 from inspose_d2 import InsPose, InsPosePredictor, cli, get_model
 from inspose_d2.cli import export
@@ -470,26 +471,38 @@ def eager_as_they_are(predictor: InsPosePredictor, picture: np.ndarray) -> Poses
 
 
 @pytest.mark.slow
-def test_saved_program_takes_pictures(tmp_path: Path) -> None:
-    predictor, found = InsPosePredictor(CONFIG, weights=WEIGHTS, device="cpu"), 0
-    program = export_program(predictor.model, preprocess=predictor.cfg)
-    torch.export.save(program, tmp_path / "model.pt2")
-    loaded = torch.export.load(tmp_path / "model.pt2").module()
+def test_saved_program_finds_the_poses_of_the_model(trained: InsPose, tmp_path: Path) -> None:
+    torch.export.save(export_program(trained), tmp_path / "model.pt2")
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    record = DatasetCatalog.get("synthetic_people_val")[0]
+    images = [resized(record["file_name"], size) for size in SIZES]
+    for image in images:
+        got = [x.detach().numpy() for x in program(torch.from_numpy(image))]
+        assert_same_poses(got, eager(trained, image))
 
-    def run(picture: np.ndarray) -> Poses:
-        return [x.detach().numpy() for x in loaded(torch.from_numpy(picture))]
 
-    first, second = (x["file_name"] for x in DatasetCatalog.get("synthetic_people_val")[:2])
-    for size in [(320, 320), (240, 320), (129, 320), (320, 190)]:  # the longer side of the config
-        for file in (first, second):
-            picture = of_size(file, size)
-            poses = run(picture)
-            assert_same_poses(poses, eager_as_they_are(predictor, picture))
-            found += len(poses[1])
-    assert found > 20
-    for size in [(400, 500), (200, 180)]:
-        picture = of_size(first, size)
-        assert_poses_of_predictor(predictor, run(picture), picture)
+class Seen(torch.nn.Module):
+    """A network that tells what it is shown, as its scores."""
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.ones(1, 4), pixels + 0, torch.ones(1, 17, 3)
+
+
+@pytest.mark.slow
+def test_saved_program_resizes_pictures_as_the_graph_does(
+    tiny_cfg: Callable[..., CfgNode], tmp_path: Path
+) -> None:
+    graph = PictureGraph(Seen(), tiny_cfg(**{"INPUT.RESIZE": "pillow"}))
+    random = np.random.default_rng(0)
+    picture = torch.zeros(421, 563, 3, dtype=torch.uint8)
+    sizes = {"image": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}}
+    program = torch.export.export(graph, (picture,), dynamic_shapes=sizes)
+    torch.export.save(program, tmp_path / "pictures.pt2")
+    loaded = torch.export.load(tmp_path / "pictures.pt2").module()
+    for height, width in [(300, 200), (200, 900), (130, 131)]:
+        picture = torch.from_numpy(random.integers(0, 256, (height, width, 3), np.uint8))
+        for own, theirs in zip(loaded(picture), graph(picture), strict=True):
+            torch.testing.assert_close(own, theirs)
 
 
 @pytest.mark.slow
