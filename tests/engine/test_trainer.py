@@ -234,11 +234,10 @@ OFFICIAL = {
 @pytest.mark.parametrize(
     "settings",
     [
-        {"DATALOADER.NUM_WORKERS": 0},
-        {"DATALOADER.NUM_WORKERS": 2},
+        {"DATALOADER.NUM_WORKERS": 2},  # without loader processes: test_ema.py
         pytest.param({**AMP, "SOLVER.AMP.PRECISION": "float16"}, marks=pytest.mark.slow),
         pytest.param({**AMP, "SOLVER.AMP.PRECISION": "bfloat16"}, marks=pytest.mark.slow),
-        OFFICIAL,
+        pytest.param(OFFICIAL, marks=pytest.mark.slow),
     ],
 )
 def test_interrupted_and_resumed_run_equals_the_uninterrupted_one(
@@ -281,7 +280,7 @@ def test_two_workers_resume_exactly(short_cfg: Callable[..., CfgNode], tmp_path:
 def test_same_seed_gives_the_same_run_and_another_seed_another(
     short_cfg: Callable[..., CfgNode],
 ) -> None:
-    settings = {"SOLVER.MAX_ITER": 3}
+    settings = {"SOLVER.MAX_ITER": 2}
     cfgs = [short_cfg(x, **settings) for x in ("a", "b")]
     cfgs.append(short_cfg("c", SEED=1, **settings))
     for cfg in cfgs:

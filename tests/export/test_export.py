@@ -124,7 +124,7 @@ def test_graph_gives_the_poses_of_the_model(
 ) -> None:
     model = crowded(tiny_cfg(**settings))
     graph, found = InsPoseGraph(model), 0
-    for size in [*SIZES[:2], *SMALL_SIZES]:
+    for size in [(130, 170), (128, 256), *SMALL_SIZES]:
         image = noise(size)
         expected = eager(model, image)
         with torch.no_grad():
