@@ -457,12 +457,6 @@ def test_onnx_runtime_finds_the_poses_of_a_batch_and_resamples_maps(
     assert found > 10
 
 
-def of_size(path_or_picture: str | np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Picture (H, W, 3) of a size."""
-    picture = cv2.imread(path_or_picture) if isinstance(path_or_picture, str) else path_or_picture
-    return cv2.resize(picture, size[::-1])
-
-
 def eager_as_they_are(predictor: InsPosePredictor, picture: np.ndarray) -> Poses:
     """Poses of a picture of the network's size, which is not resized."""
     if predictor.cfg.INPUT.FORMAT == "RGB":
@@ -542,11 +536,11 @@ def test_onnx_runtime_finds_the_poses_of_photographs(people_file: Path) -> None:
     assert session.get_inputs()[0].shape == ["height", "width", 3]
     predictor = InsPosePredictor(PEOPLE[0], weights=PEOPLE[1], device="cpu")
     # Sizes that the config leaves as they are, and nobody.
-    pictures = [of_size(photograph, (352, 288)), of_size(photograph, (288, 320))]
+    pictures = [cv2.resize(photograph, (288, 352)), cv2.resize(photograph, (320, 288))]
     for picture in [*pictures, np.zeros((288, 288, 3), np.uint8)]:
         expected = eager_as_they_are(predictor, picture)
         assert (expected[1].max(initial=0) > 0.5) == bool(picture.any())
         assert_same_poses(session.run(list(OUTPUTS), {"image": picture}), expected)
-    for picture in [photograph, of_size(photograph, (180, 200)), photograph[30:]]:
+    for picture in [photograph, cv2.resize(photograph, (200, 180)), photograph[30:]]:
         got = session.run(list(OUTPUTS), {"image": picture})
         assert_poses_of_predictor(predictor, got, picture)
