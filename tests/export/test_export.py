@@ -414,7 +414,7 @@ def test_example_finds_the_poses_without_torch(
     blocked = "import sys, runpy; sys.modules.update(torch=None, torchvision=None, detectron2=None)"
     code = f"{blocked}; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     example = [sys.executable, "-c", code, str(ROOT / "examples" / "onnx_app.py")]
-    drawn, score = str(tmp_path / "drawn.png"), 0.3
+    drawn, score = str(tmp_path / "drawn.png"), 0.5
     command = [*example, str(people_file), picture, "--output", drawn, "--score", str(score)]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
     predictor = InsPosePredictor(PEOPLE[0], weights=PEOPLE[1], device="cpu")
