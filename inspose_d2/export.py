@@ -160,6 +160,11 @@ def similarities(keypoints: Tensor, sigmas: Tensor) -> Tensor:
 def unsuppressed(similar: Tensor, keep: Tensor) -> Tensor:
     """Drop what is similar to a better one that stays.
 
+    Every step drops what is similar to a better one that the step before has left. After n steps
+    this is right for the n best, so it ends, after as many steps as the longest chain is long; and
+    what a step leaves as it is is right for all. A loop in the graph is a handful of nodes, where
+    one step for each pose would be most of the exporter's time.
+
     Args:
         similar: (N, N) bool, best first.
         keep: (N,) bool: what may stay.
@@ -167,10 +172,21 @@ def unsuppressed(similar: Tensor, keep: Tensor) -> Tensor:
     Returns:
         (N,) bool.
     """
+    changed = torch.ones((), dtype=torch.bool)
     suppresses = similar.triu(diagonal=1)
-    for i in range(similar.shape[0]):
-        keep = keep & ~(suppresses[i] & keep[i])
-    return keep
+    _, kept = torch.ops.higher_order.while_loop(
+        _goes_on, _step, (changed, keep.clone()), (suppresses, keep)
+    )
+    return kept
+
+
+def _goes_on(changed: Tensor, *_: Tensor) -> Tensor:
+    return changed.clone()  # a loop may not return what it was given
+
+
+def _step(_: Tensor, kept: Tensor, suppresses: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    left = keep & ~(suppresses & kept[:, None]).any(dim=0)
+    return (left != kept).any(), left
 
 
 def _rows(poses: Poses, count: int) -> Poses:

@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import contextlib
+import fcntl
 import functools
 import importlib.util
 import logging
@@ -128,6 +129,29 @@ def coco_root() -> Path:
     if not annotations.is_file():
         pytest.skip(f"$DETECTRON2_DATASETS has no COCO: {annotations} is missing")
     return Path(root)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make a file that takes long once for all processes of the tests: the others wait for it.
+
+    ``made_once("model.onnx", make)`` calls ``make(path)`` if nobody has, and gives the path.
+    """
+    own = tmp_path_factory.getbasetemp()  # of a process of pytest-xdist in the one of the run
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "made_once"
+    folder.mkdir(exist_ok=True)
+
+    def made_once(name: str, make: Callable[[Path], object]) -> Path:
+        path = folder / name
+        with open(f"{path}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                unfinished = path.with_stem(f"{path.stem}_unfinished")
+                make(unfinished)
+                unfinished.rename(path)
+        return path
+
+    return made_once
 
 
 @pytest.fixture(scope="session")

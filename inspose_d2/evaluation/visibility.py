@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from scipy.stats import rankdata
 
 from ..modeling.target_generator import VISIBLE
 
@@ -52,11 +51,11 @@ def visibility_figures(visibility: np.ndarray, v: np.ndarray) -> dict[str, float
         one, half where they are equal. NaN where it cannot be said.
     """
     visible = v == VISIBLE
-    num_visible, num_hidden = int(visible.sum()), int((~visible).sum())
     if not len(v):
         return dict.fromkeys(("accuracy", "always-visible", "AUC"), float("nan"))
-    wins = rankdata(visibility)[visible].sum() - num_visible * (num_visible + 1) / 2
-    pairs = num_visible * num_hidden
+    own, others = visibility[visible], np.sort(visibility[~visible])
+    wins = sum(np.searchsorted(others, own, side).sum() for side in ("left", "right")) / 2
+    pairs = len(own) * len(others)
     return {
         "accuracy": 100 * float(((visibility >= 0.5) == visible).mean()),
         "always-visible": 100 * float(visible.mean()),

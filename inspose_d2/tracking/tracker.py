@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.structures import Instances
-from scipy.optimize import linear_sum_assignment
 
 from ..modeling.oks import oks_sigmas
 from ..modeling.postprocess import inner_boxes
@@ -196,6 +195,8 @@ class PoseTracker:
             np.sqrt(np.outer([x.area for x in tracks], areas[numbers])),
             self.sigmas,
         )
+        from scipy.optimize import linear_sum_assignment  # a tenth of the start of every program
+
         expected[fits < LEAST_OKS] = 0
         pairs = zip(*linear_sum_assignment(expected, maximize=True), strict=True)
         return [(tracks[t], numbers[n]) for t, n in pairs if expected[t, n] > 0]

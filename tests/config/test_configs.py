@@ -1,5 +1,6 @@
 """The YAML files and the declared keys."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from detectron2.modeling import build_model
 from inspose_d2 import add_inspose_config
 from inspose_d2.engine.trainer import Trainer
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+ZOO = (ROOT / "MODEL_ZOO.md").read_text(encoding="utf-8")
 RUNNABLE = sorted(p for p in CONFIGS.rglob("*.yaml") if not p.name.startswith("Base"))
 
 
@@ -34,8 +37,20 @@ def cfg_architecture(path: Path) -> str:
     return "InsPoseOfficial" if "Official" in path.stem else "InsPose"
 
 
+def rows() -> list[dict[str, str]]:
+    """Rows of all tables of MODEL_ZOO.md, each from the heads of its columns to its cells."""
+    found, header = [], []
+    for line in ZOO.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0] == "Name":
+            header = cells
+        elif line.startswith("| "):
+            found.append(dict(zip(header, cells, strict=True)))
+    return found
+
+
 @pytest.mark.parametrize("path", RUNNABLE, ids=lambda p: p.stem)
-def test_every_config_builds_model_optimizer_and_schedule(path: Path) -> None:
+def test_every_config_builds_all_and_has_a_row_in_the_zoo_with_its_parameters(path: Path) -> None:
     cfg = load(path)
     cfg.MODEL.DEVICE = "meta"  # shapes alone: no memory, no time
     with torch.device("meta"):
@@ -44,6 +59,18 @@ def test_every_config_builds_model_optimizer_and_schedule(path: Path) -> None:
     Trainer.build_lr_scheduler(cfg, optimizer)
     assert type(model).__name__ == ("GeneralizedRCNN" if is_peer(path) else cfg_architecture(path))
     assert [x for group in optimizer.param_groups for x in group["params"]]
+    if path.parent.name in ("quick", "peer"):
+        return
+    training_alone = re.compile("heatmap_branch|regression_pred|heatmap_pred|tag_pred")
+    parameters = model.named_parameters()
+    at_inference = [p for name, p in parameters if not training_alone.search(name)]
+    millions = sum(p.numel() for p in at_inference) / 1e6
+    link = f"[{path.stem}]({path.relative_to(ROOT).as_posix()})"
+    own = [row for row in rows() if row["Name"] == link]
+    assert own, f"MODEL_ZOO.md lacks {link}: run python -m benchmarks.update_model_zoo"
+    for row in own:
+        assert float(row["params (M)"]) == pytest.approx(millions, abs=0.006)
+        assert float(row["GMACs"]) > 0
 
 
 # Epochs of the drops and of the end (sec. 4 of the paper: 36 epochs; 100 for Table 5, and ours).

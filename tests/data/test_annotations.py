@@ -490,7 +490,7 @@ VALUES = st.sampled_from(
 
 
 @pytest.mark.fault
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_mutated_file_is_refused_or_read_and_scored_by(
     image_root: Path,
@@ -522,7 +522,7 @@ def test_mutated_file_is_refused_or_read_and_scored_by(
 
 
 @pytest.mark.fault
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_one_changed_field_is_refused_by_name_alike_or_trained_on(
     image_root: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

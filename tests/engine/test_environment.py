@@ -1,6 +1,7 @@
 """What surrounds a run: home folders, launchers, forks, signals, limits of the process."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,12 +11,14 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_argument_parser
 from torch.utils.data import DataLoader, Dataset
 
-from inspose_d2 import ConfigError, get_cfg, workers
+from inspose_d2 import ConfigError, InsPosePredictor, get_cfg, workers
 from inspose_d2.cli.parsers import make_parser
 from inspose_d2.data.builtin import register_people
 from inspose_d2.data.check import check_config
@@ -208,26 +211,28 @@ def test_limit_of_open_files_is_raised_for_loader_processes() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, former)
 
 
-FORKED = """
-import multiprocessing, torch, numpy as np
-torch.set_num_threads(2)
-from inspose_d2 import InsPosePredictor, get_cfg
-predictor = InsPosePredictor("quick/synthetic_people_tiny", weights="synthetic_people_tiny",
-                             device="cpu")
-image = np.zeros((320, 320, 3), np.uint8)
-expected = len(predictor(image)["instances"])
-
-def work(number):
-    return len(predictor(image)["instances"])
-
-with multiprocessing.get_context("fork").Pool(2) as pool:
-    print(pool.map_async(work, range(2)).get(timeout=120) == [expected] * 2)
-"""
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # that is what is tried
 def test_used_predictor_works_after_a_fork() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
-    command = [sys.executable, "-W", "ignore", "-c", FORKED]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.stdout.splitlines()[-1:] == ["True"], done.stderr[-2000:]
+    former = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        name = "synthetic_people_tiny"
+        predictor = InsPosePredictor(f"quick/{name}", weights=name, device="cpu")
+        image = np.zeros((320, 320, 3), np.uint8)
+        expected = len(predictor(image)["instances"])
+        context = multiprocessing.get_context("fork")
+        found = context.SimpleQueue()
+
+        def work() -> None:
+            found.put(len(predictor(image)["instances"]))
+
+        processes = [context.Process(target=work, daemon=True) for _ in range(2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+        assert [process.exitcode for process in processes] == [0, 0]
+        assert [found.get(), found.get()] == [expected] * 2
+    finally:
+        torch.set_num_threads(former)

@@ -255,20 +255,20 @@ def train_two_dead(folder: str) -> None:
     comm.synchronize()
 
 
-@pytest.mark.slow
-def test_two_workers_stop_together_once_the_nets_of_both_are_dead(tmp_path: Path) -> None:
-    url = f"file://{tmp_path / 'rendezvous'}"
-    launch(train_two_dead, 2, dist_url=url, args=(str(tmp_path),))
-    for rank in (0, 1):
-        assert (tmp_path / str(rank)).read_text() == str(5 + DEAD_STEPS - 1)
+def train_both(folder: str) -> None:
+    train_two(folder)
+    train_two_dead(folder)
 
 
 @pytest.mark.slow
-def test_two_workers_stop_together_where_one_diverges(tmp_path: Path) -> None:
+def test_two_workers_stop_together_where_one_diverges_and_once_the_nets_of_both_are_dead(
+    tmp_path: Path,
+) -> None:
     url = f"file://{tmp_path / 'rendezvous'}"
-    launch(train_two, 2, dist_url=url, args=(str(tmp_path),))
+    launch(train_both, 2, dist_url=url, args=(str(tmp_path),))
     for rank in (0, 1):
         said = json.loads((tmp_path / f"{rank}.json").read_text())
         assert "loss_b not finite (loss_a 0.5, loss_b nan) on images" in said["error"]
         assert "not the gradient of module.b on images [31, 17] of worker 0" in said["error"]
         assert said["values"] == [0.5, 0.5]  # of the first step
+        assert (tmp_path / str(rank)).read_text() == str(5 + DEAD_STEPS - 1)

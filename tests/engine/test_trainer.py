@@ -234,11 +234,10 @@ OFFICIAL = {
 @pytest.mark.parametrize(
     "settings",
     [
-        {"DATALOADER.NUM_WORKERS": 0},
-        {"DATALOADER.NUM_WORKERS": 2},
+        {"DATALOADER.NUM_WORKERS": 2},  # without loader processes: test_ema.py
         pytest.param({**AMP, "SOLVER.AMP.PRECISION": "float16"}, marks=pytest.mark.slow),
         pytest.param({**AMP, "SOLVER.AMP.PRECISION": "bfloat16"}, marks=pytest.mark.slow),
-        OFFICIAL,
+        pytest.param(OFFICIAL, marks=pytest.mark.slow),
     ],
 )
 def test_interrupted_and_resumed_run_equals_the_uninterrupted_one(
@@ -256,24 +255,24 @@ def test_interrupted_and_resumed_run_equals_the_uninterrupted_one(
     assert_same(state(parts), state(whole))
 
 
-def run_or_stop(cfg: CfgNode, steps: int | None, resume: bool) -> None:
+def run_whole_and_parts(whole: CfgNode, parts: CfgNode) -> None:
     """Be one of two workers; only the first one is asked to stop."""
-    asked = steps if comm.is_main_process() else None
+    run(whole)
     with contextlib.suppress(Interrupted):
-        run(cfg, asked, resume=resume)
+        run(parts, 4 if comm.is_main_process() else None)
+
+
+def resume(cfg: CfgNode) -> None:
+    run(cfg, resume=True)
 
 
 @pytest.mark.fault
 @pytest.mark.slow
 def test_two_workers_resume_exactly(short_cfg: Callable[..., CfgNode], tmp_path: Path) -> None:
-    def train(*args: Any, name: str) -> None:
-        launch(run_or_stop, 2, dist_url=f"file://{tmp_path / name}", args=args)
-
     whole, parts = short_cfg("whole"), short_cfg("parts")
-    train(whole, None, False, name="one")
-    train(parts, 4, False, name="two")
+    launch(run_whole_and_parts, 2, dist_url=f"file://{tmp_path / 'one'}", args=(whole, parts))
     assert (Path(parts.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_0000003.pth"
-    train(parts, None, True, name="three")
+    launch(resume, 2, dist_url=f"file://{tmp_path / 'two'}", args=(parts,))
     assert_same(state(parts), state(whole))
 
 
@@ -281,7 +280,7 @@ def test_two_workers_resume_exactly(short_cfg: Callable[..., CfgNode], tmp_path:
 def test_same_seed_gives_the_same_run_and_another_seed_another(
     short_cfg: Callable[..., CfgNode],
 ) -> None:
-    settings = {"SOLVER.MAX_ITER": 3}
+    settings = {"SOLVER.MAX_ITER": 2}
     cfgs = [short_cfg(x, **settings) for x in ("a", "b")]
     cfgs.append(short_cfg("c", SEED=1, **settings))
     for cfg in cfgs:

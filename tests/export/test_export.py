@@ -18,6 +18,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.env import seed_all_rng
 from matplotlib.cbook import get_sample_data
+from torch.export import Dim
 
 from inspose_d2 import InsPose, InsPosePredictor, cli, get_model
 from inspose_d2.cli import export
@@ -30,6 +31,7 @@ from inspose_d2.export import (
     export_onnx,
     export_program,
     graph_of,
+    unsuppressed,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +56,10 @@ MODELS = {
 # With NMS of boxes but where poses are asked for: the random weights of one of them give two poses
 # of the same score, to a rounding error, that change places.
 MODELS = {name: {"MODEL.INSPOSE.NMS_TYPE_TEST": "boxes"} | own for name, own in MODELS.items()}
+
+# Those of a program: all settings in few exports. The expected OKS and maps at 1/4 are those of the
+# package's models.
+PROGRAMS = [("box head", "features at 1/4"), ("NMS of poses", "no disk offset", "maps at 1/16")]
 
 Poses = Sequence[np.ndarray]  # in the order of OUTPUTS
 
@@ -118,7 +124,7 @@ def test_graph_gives_the_poses_of_the_model(
 ) -> None:
     model = crowded(tiny_cfg(**settings))
     graph, found = InsPoseGraph(model), 0
-    for size in [*SIZES[:2], *SMALL_SIZES]:
+    for size in [(130, 170), (128, 256), *SMALL_SIZES]:
         image = noise(size)
         expected = eager(model, image)
         with torch.no_grad():
@@ -126,6 +132,21 @@ def test_graph_gives_the_poses_of_the_model(
         assert_same_poses([x.numpy() for x in got], expected)
         found += len(expected[0])
     assert found > 10
+
+
+def test_similar_poses_go_from_the_best_to_the_worst() -> None:
+    chain = torch.eye(9, dtype=torch.bool).roll(1, dims=1)  # each is similar to the next alone
+    torch.manual_seed(0)
+    for similar in [chain, *(torch.rand(40, 9, 9) < torch.linspace(0, 1, 40)[:, None, None])]:
+        for valid in (torch.ones(9, dtype=torch.bool), torch.rand(9) < 0.7):
+            expected: list[int] = []
+            for i in valid.nonzero()[:, 0].tolist():
+                if not any(similar[j, i] for j in expected):
+                    expected.append(i)
+            kept = unsuppressed(similar, valid)
+            assert kept.nonzero()[:, 0].tolist() == expected
+    kept = unsuppressed(chain, torch.ones(9, dtype=torch.bool))
+    assert kept.tolist() == [True, False] * 4 + [True]
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -290,20 +311,26 @@ def trained() -> InsPose:
     return get_model(CONFIG, WEIGHTS, device="cpu")
 
 
-@pytest.fixture(scope="module")
-def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file as the tool writes it, from the command line."""
-    return write(CONFIG, WEIGHTS, tmp_path_factory.mktemp("export") / "model.onnx")
-
-
-def write(config_file: str, weights: str, output: Path, *more: str) -> Path:
-    if output.suffix == ".onnx":
-        pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
+def write(config_file: str, weights: str, output: Path, *more: str) -> None:
+    """Export as users do, from the command line."""
     command = [sys.executable, "-m", "inspose_d2", "export", "--config-file", config_file]
     command += ["--weights", weights, "--output", str(output), *more]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
-    return output
+
+
+@pytest.fixture(scope="module")
+def onnx_file(made_once: Callable[..., Path]) -> Path:
+    """The small model of the package, for images."""
+    pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
+    return made_once("model.onnx", lambda path: write(CONFIG, WEIGHTS, path))
+
+
+@pytest.fixture(scope="module")
+def people_file(made_once: Callable[..., Path]) -> Path:
+    """The model of the package for photographs, for pictures as they are."""
+    pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
+    return made_once("people.onnx", lambda path: write(*PEOPLE, path, "--preprocess"))
 
 
 def pictures(dataset: str) -> Iterator[np.ndarray]:
@@ -340,18 +367,6 @@ def test_onnx_runtime_finds_the_poses_of_pytorch_in_small_images(
     record = DatasetCatalog.get("synthetic_people_val")[0]
     images = (resized(record["file_name"], size) for size in SMALL_SIZES)
     assert compare_with_onnx(trained, onnx_file, images) > 0
-
-
-@pytest.mark.slow
-def test_onnx_runtime_resamples_maps(trained: InsPose, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
-    # Weights do not depend on the stride of the maps; only offsets, in cells, are half too small.
-    model = copy.deepcopy(trained)
-    model.kp_net.map_stride, model.disk_offset_branch.scale = 4, 2
-    export_onnx(model, tmp_path / "model.onnx")
-    record = DatasetCatalog.get("synthetic_people_val")[0]
-    images = (resized(record["file_name"], size) for size in [*SIZES, *SMALL_SIZES])
-    assert compare_with_onnx(model, tmp_path / "model.onnx", images) > 0
 
 
 @pytest.mark.slow
@@ -392,23 +407,25 @@ def test_onnx_file_has_the_documented_names_and_no_paths(onnx_file: Path) -> Non
 
 
 @pytest.mark.slow
-def test_example_finds_the_poses_without_torch(onnx_file: Path, tmp_path: Path) -> None:
-    picture = DatasetCatalog.get("synthetic_people_val")[0]["file_name"]
-    model = write(CONFIG, WEIGHTS, tmp_path / "pictures.onnx", "--preprocess")
+def test_example_finds_the_poses_without_torch(
+    onnx_file: Path, people_file: Path, tmp_path: Path
+) -> None:
+    picture = get_sample_data("grace_hopper.jpg", asfileobj=False)
     blocked = "import sys, runpy; sys.modules.update(torch=None, torchvision=None, detectron2=None)"
     code = f"{blocked}; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     example = [sys.executable, "-c", code, str(ROOT / "examples" / "onnx_app.py")]
-    drawn, score = str(tmp_path / "drawn.png"), 0.3
-    command = [*example, str(model), picture, "--output", drawn, "--score", str(score)]
+    drawn, score = str(tmp_path / "drawn.png"), 0.5
+    command = [*example, str(people_file), picture, "--output", drawn, "--score", str(score)]
     result = subprocess.run(command, check=True, capture_output=True, text=True)
-    predictor = InsPosePredictor(CONFIG, weights=WEIGHTS, device="cpu")
+    predictor = InsPosePredictor(PEOPLE[0], weights=PEOPLE[1], device="cpu")
     poses = predictor(picture)["instances"]
     expected = poses.pred_keypoints[poses.scores >= score].numpy()
     printed = [line.split() for line in result.stdout.splitlines()]
     assert len(printed) == len(expected) > 0
     points = np.array([[x.split(",") for x in line] for line in printed], float)
-    moved = np.abs(points - expected)[..., :2].max(axis=2) > 0.3
-    assert moved.mean() <= 0.02
+    sure = expected[..., 2] >= 0.3  # see assert_poses_of_predictor
+    assert sure.sum() >= 8
+    assert np.abs(points - expected)[sure].max() < 0.5
     assert (cv2.imread(drawn) != cv2.imread(picture)).any()
 
     refused = subprocess.run([*example, str(onnx_file), picture], capture_output=True, text=True)
@@ -417,17 +434,19 @@ def test_example_finds_the_poses_without_torch(onnx_file: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_onnx_runtime_finds_the_poses_of_pytorch_in_a_batch(
+def test_onnx_runtime_finds_the_poses_of_a_batch_and_resamples_maps(
     trained: InsPose, tmp_path: Path
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
     model, found = copy.deepcopy(trained), 0
+    # Weights do not depend on the stride of the maps; only offsets, in cells, are half too small.
+    model.kp_net.map_stride, model.disk_offset_branch.scale = 4, 2
     inference = model.pose_inference
     inference.topk_candidates, inference.max_poses = 30, 20
     export_onnx(model, tmp_path / "model.onnx", batch=2)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     files = [x["file_name"] for x in DatasetCatalog.get("synthetic_people_val")[:2]]
-    for size in [*SIZES[:2], SMALL_SIZES[1]]:
+    for size in [*SIZES, *SMALL_SIZES]:
         images = np.stack([resized(x, size) for x in files])
         *rows, counts = session.run([*OUTPUTS, "counts"], {"images": images})
         assert [x.shape[:2] for x in rows] == [(2, 20)] * 3
@@ -436,6 +455,13 @@ def test_onnx_runtime_finds_the_poses_of_pytorch_in_a_batch(
             assert_same_poses(own, eager(model, images[number]))
             found += count
     assert found > 10
+
+
+def eager_as_they_are(predictor: InsPosePredictor, picture: np.ndarray) -> Poses:
+    """Poses of a picture of the network's size, which is not resized."""
+    if predictor.cfg.INPUT.FORMAT == "RGB":
+        picture = picture[:, :, ::-1]
+    return eager(predictor.model, np.ascontiguousarray(picture.transpose(2, 0, 1)))
 
 
 @pytest.mark.slow
@@ -449,11 +475,36 @@ def test_saved_program_finds_the_poses_of_the_model(trained: InsPose, tmp_path: 
         assert_same_poses(got, eager(trained, image))
 
 
+class Seen(torch.nn.Module):
+    """A network that tells what it is shown, as its scores."""
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.ones(1, 4), pixels + 0, torch.ones(1, 17, 3)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
-def test_program_of_other_models_finds_their_poses(
-    tiny_cfg: Callable[..., CfgNode], settings: dict[str, object]
+def test_saved_program_resizes_pictures_as_the_graph_does(
+    tiny_cfg: Callable[..., CfgNode], tmp_path: Path
 ) -> None:
+    graph = PictureGraph(Seen(), tiny_cfg(**{"INPUT.RESIZE": "pillow"}))
+    random = np.random.default_rng(0)
+    picture = torch.zeros(421, 563, 3, dtype=torch.uint8)
+    sizes = {"image": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}}
+    program = torch.export.export(graph, (picture,), dynamic_shapes=sizes)
+    torch.export.save(program, tmp_path / "pictures.pt2")
+    loaded = torch.export.load(tmp_path / "pictures.pt2").module()
+    for height, width in [(300, 200), (200, 900), (130, 131)]:
+        picture = torch.from_numpy(random.integers(0, 256, (height, width, 3), np.uint8))
+        for own, theirs in zip(loaded(picture), graph(picture), strict=True):
+            torch.testing.assert_close(own, theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", PROGRAMS, ids=" + ".join)
+def test_program_of_other_models_finds_their_poses(
+    tiny_cfg: Callable[..., CfgNode], names: tuple[str, ...]
+) -> None:
+    settings = {key: value for name in names for key, value in MODELS[name].items()}
     model = crowded(tiny_cfg(**settings))
     program = export_program(model).module()
     for size in SIZES:
@@ -463,44 +514,33 @@ def test_program_of_other_models_finds_their_poses(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [0, 1])
-def test_program_gives_no_pose_and_one_pose(tiny_cfg: Callable[..., CfgNode], count: int) -> None:
+def test_program_gives_no_pose_and_one_pose(tiny_cfg: Callable[..., CfgNode]) -> None:
     model = crowded(tiny_cfg())
+    images = [torch.from_numpy(noise((200, 200)) // divisor) for divisor in (1, 16)]
+    with torch.no_grad():
+        batches = [model.preprocess_image([{"image": x}]).tensor for x in images]
+        best = [model.predict(x).person_logits.sigmoid().max().item() for x in batches]
+    assert best[0] != best[1]
     inference = model.pose_inference
-    inference.topk_candidates, inference.score_threshold = 1, 1.0 - count
-    got = export_program(model).module()(torch.from_numpy(noise((200, 200))))
-    assert [len(x) for x in got] == [count] * 3
+    inference.topk_candidates, inference.score_threshold = 1, sum(best) / 2
+    program = export_program(model).module()
+    counts = [len(scores) for _, scores, _ in map(program, images)]
+    assert counts == [int(x > sum(best) / 2) for x in best]
 
 
 @pytest.mark.slow
-def test_onnx_runtime_finds_the_poses_of_the_model_for_photographs(tmp_path: Path) -> None:
-    model = get_model(*PEOPLE, device="cpu")
-    file = write(*PEOPLE, tmp_path / "people.onnx")
-    photograph = grace_hopper()[:, :, ::-1]
-    sizes = [(352, 288), (288, 250)]
-    images = [cv2.resize(photograph, size[::-1]).transpose(2, 0, 1).copy() for size in sizes]
-    images.append(np.zeros((3, 288, 288), np.uint8))  # nobody
-    assert [eager(model, image)[1].max(initial=0) > 0.5 for image in images] == [True, True, False]
-    compare_with_onnx(model, file, iter(images))
+def test_onnx_runtime_finds_the_poses_of_photographs(people_file: Path) -> None:
+    import onnxruntime
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
-def test_file_that_takes_pictures_gives_the_poses_of_the_predictor(
-    tmp_path: Path, suffix: str
-) -> None:
+    session, photograph = onnxruntime.InferenceSession(people_file), grace_hopper()
+    assert session.get_inputs()[0].shape == ["height", "width", 3]
     predictor = InsPosePredictor(PEOPLE[0], weights=PEOPLE[1], device="cpu")
-    file, photograph = write(*PEOPLE, tmp_path / f"people{suffix}", "--preprocess"), grace_hopper()
-    if suffix == ".onnx":
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(file)
-        assert session.get_inputs()[0].shape == ["height", "width", 3]
-    else:
-        program = torch.export.load(file).module()
-    for picture in [photograph, cv2.resize(photograph, (180, 200)), photograph[30:]]:
-        if suffix == ".onnx":
-            got = session.run(list(OUTPUTS), {"image": picture})
-        else:
-            got = [x.detach().numpy() for x in program(torch.from_numpy(picture))]
+    # Sizes that the config leaves as they are, and nobody.
+    pictures = [cv2.resize(photograph, (288, 352)), cv2.resize(photograph, (320, 288))]
+    for picture in [*pictures, np.zeros((288, 288, 3), np.uint8)]:
+        expected = eager_as_they_are(predictor, picture)
+        assert (expected[1].max(initial=0) > 0.5) == bool(picture.any())
+        assert_same_poses(session.run(list(OUTPUTS), {"image": picture}), expected)
+    for picture in [photograph, cv2.resize(photograph, (200, 180)), photograph[30:]]:
+        got = session.run(list(OUTPUTS), {"image": picture})
         assert_poses_of_predictor(predictor, got, picture)

@@ -21,7 +21,7 @@ from inspose_d2 import InsPoseOfficial, InsPosePredictor, get_cfg
 from inspose_d2.checkpoint.opera import _convert
 from inspose_d2.data.images import ResizeShortestEdge, read_image
 from inspose_d2.evaluation import InsPoseEvaluator
-from inspose_d2.export import export_onnx, export_program, graph_of
+from inspose_d2.export import export_onnx, graph_of
 from inspose_d2.modeling.geometry import Locations, enclosing_boxes
 from inspose_d2.modeling.keypoint_maps import keypoint_maps_of
 from inspose_d2.modeling.official.decode import HALF_PIXEL, rescale
@@ -422,26 +422,24 @@ def test_exported_graph_finds_one_pose_and_none(tiny_official: InsPoseOfficial) 
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_program_finds_the_poses_of_pytorch(tiny_official: InsPoseOfficial) -> None:
-    tiny_official.max_poses, tiny_official.score_threshold = 3, 0.0
-    tiny_official.head.cls_score.weight.mul_(0.1)  # or the best scores are all 1
-    program = export_program(tiny_official).module()
-    for size in ((232, 328), (160, 410)):
-        image = noise(size, 0)
-        assert_same_poses(program(image), poses_of(tiny_official, image))
-
-
-@pytest.mark.slow
-@torch.no_grad()
-def test_onnx_runtime_finds_the_poses_of_pytorch(
-    tiny_official: InsPoseOfficial, tmp_path: Path
+def test_program_and_onnx_file_find_the_poses_of_pytorch(
+    tiny_official: InsPoseOfficial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
+    programs, trace = [], torch.export.export
+
+    def export(*arguments: Any, **named: Any) -> Any:
+        programs.append(trace(*arguments, **named))
+        return programs[-1]
+
+    monkeypatch.setattr(torch.export, "export", export)  # it takes long: ONNX and we use the same
     tiny_official.max_poses, tiny_official.score_threshold = 3, 0.0
     tiny_official.head.cls_score.weight.mul_(0.1)  # or the best scores are all 1
     export_onnx(tiny_official, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    program = programs[0].module()
     for size in ((232, 328), (160, 410)):
         image = noise(size, 0)
-        got = session.run(None, {"image": image.numpy()})
-        assert_same_poses(got, poses_of(tiny_official, image))
+        expected = poses_of(tiny_official, image)
+        assert_same_poses(program(image), expected)
+        assert_same_poses(session.run(None, {"image": image.numpy()}), expected)
