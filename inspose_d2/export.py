@@ -18,6 +18,7 @@ from .modeling.inference import Poses
 from .modeling.inspose import InsPose
 from .modeling.kp_net import KPNet, find_cells, find_peaks
 from .modeling.official import InsPoseOfficial
+from .modeling.official.decode import HALF_PIXEL
 from .modeling.official.export import OfficialGraph
 from .modeling.postprocess import body_areas
 from .modeling.predictions import Predictions
@@ -298,18 +299,21 @@ class _KPNetAtOnce(KPNet):
 class PictureGraph(nn.Module):
     """A graph that takes pictures as they are: colours and size are changed inside."""
 
-    def __init__(self, graph: nn.Module, cfg: CfgNode) -> None:
+    def __init__(self, graph: nn.Module, cfg: CfgNode, shift: float = 0.0) -> None:
         """Put the steps before and behind a graph.
 
         Args:
             graph: of one image.
             cfg: reads ``INPUT.FORMAT``, ``MIN_SIZE_TEST``, ``MAX_SIZE_TEST`` and ``RESIZE``.
+            shift: pixels that keypoints are shifted by once they are scaled; the graph has shifted
+                them already.
         """
         super().__init__()
         self.network = graph  # a module named graph would hide that of the exporter
         self.is_rgb = cfg.INPUT.FORMAT == "RGB"
         self.min_size, self.max_size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
         self.antialias = cfg.INPUT.RESIZE == "pillow"
+        self.shift = shift
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Find the poses of a picture.
@@ -329,7 +333,8 @@ class PictureGraph(nn.Module):
             pixels = self.resized(pixels[None], size)[0]
         boxes, scores, keypoints, *more = self.network(pixels)
         scale = torch.tensor([width, height]) / torch.tensor([size[1], size[0]])
-        keypoints = torch.cat([keypoints[..., :2] * scale, keypoints[..., 2:]], dim=2)
+        xy = (keypoints[..., :2] - self.shift) * scale + self.shift
+        keypoints = torch.cat([xy, keypoints[..., 2:]], dim=2)
         return boxes * scale.repeat(2), scores, keypoints, *more
 
     def resized(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -375,8 +380,11 @@ def graph_of(model: InsPose | InsPoseOfficial, preprocess: CfgNode | None = None
         preprocess: config for :class:`PictureGraph`; without, the graph takes (3, H, W) as
             :class:`InsPoseGraph` does.
     """
-    graph: Any = OfficialGraph if isinstance(model, InsPoseOfficial) else InsPoseGraph
-    return graph(model) if preprocess is None else PictureGraph(graph(model), preprocess)
+    is_official = isinstance(model, InsPoseOfficial)
+    graph: Any = (OfficialGraph if is_official else InsPoseGraph)(model)
+    if preprocess is None:
+        return graph
+    return PictureGraph(graph, preprocess, HALF_PIXEL if is_official else 0.0)
 
 
 def export_program(
