@@ -583,6 +583,7 @@ def test_second_program_in_the_same_folder_is_refused(
     assert "another inspose predict is writing there" in capsys.readouterr().err
 
 
+@pytest.mark.fault
 def test_machine_with_an_output_folder_of_its_own_is_refused(
     tool: Callable[..., int],
     tmp_path: Path,
