@@ -455,15 +455,15 @@ def test_program_finds_the_poses_of_pytorch(tiny_official: InsPoseOfficial) -> N
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_onnx_runtime_finds_the_poses_of_pytorch_in_pictures(
-    tiny_official: InsPoseOfficial, tiny_official_cfg: CfgNode, tmp_path: Path
+def test_onnx_runtime_finds_the_poses_of_pytorch(
+    tiny_official: InsPoseOfficial, tmp_path: Path
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     tiny_official.max_poses, tiny_official.score_threshold = 3, 0.0
     tiny_official.head.cls_score.weight.mul_(0.1)  # or the best scores are all 1
-    export_onnx(tiny_official, tmp_path / "model.onnx", preprocess=tiny_official_cfg)
+    export_onnx(tiny_official, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     for size in ((232, 328), (160, 410)):
-        picture = noise(size, 0).permute(1, 2, 0)
-        got = session.run(None, {"image": picture.numpy()})
-        assert_same_poses(got, poses_of_picture(tiny_official, tiny_official_cfg, picture))
+        image = noise(size, 0)
+        got = session.run(None, {"image": image.numpy()})
+        assert_same_poses(got, poses_of(tiny_official, image))
