@@ -381,10 +381,10 @@ def graph_of(model: InsPose | InsPoseOfficial, preprocess: CfgNode | None = None
             :class:`InsPoseGraph` does.
     """
     is_official = isinstance(model, InsPoseOfficial)
-    graph: Any = (OfficialGraph if is_official else InsPoseGraph)(model)
+    kind: Any = OfficialGraph if is_official else InsPoseGraph
     if preprocess is None:
-        return graph
-    return PictureGraph(graph, preprocess, HALF_PIXEL if is_official else 0.0)
+        return kind(model)
+    return PictureGraph(kind(model), preprocess, HALF_PIXEL if is_official else 0.0)
 
 
 def export_program(
