@@ -18,6 +18,7 @@ from .modeling.inference import Poses
 from .modeling.inspose import InsPose
 from .modeling.kp_net import KPNet, find_cells, find_peaks
 from .modeling.official import InsPoseOfficial
+from .modeling.official.decode import HALF_PIXEL
 from .modeling.official.export import OfficialGraph
 from .modeling.postprocess import body_areas
 from .modeling.predictions import Predictions
@@ -51,6 +52,7 @@ class InsPoseGraph(nn.Module):
         Returns:
             Of N poses, best first, N between 0 and ``TEST.DETECTIONS_PER_IMAGE``: boxes (N, 4) x0,
             y0, x1, y1 and keypoints (N, K, 3) x, y, score in pixels of ``image``, and scores (N,).
+            In the order of :func:`outputs_of`, with visibility (N, K) where the model predicts it.
         """
         model, inference = self.model, self.model.pose_inference
         size = image.shape[1], image.shape[2]
@@ -60,17 +62,22 @@ class InsPoseGraph(nn.Module):
         (poses,) = inference.decode(predictions, persons, [size])
         if inference.nms_sigmas is not None or inference.refines:
             poses = _rows(poses, inference.topk_candidates)
-            boxes, scores, keypoints, count = self.rows_of(
-                poses, poses.scores > 0, predictions, 0, size
-            )
-            found = (torch.arange(len(scores)) < count).nonzero()[:, 0]
-            return boxes[found], scores[found], keypoints[found]
+            *rows, count = self.rows_of(poses, poses.scores > 0, predictions, 0, size)
+            found = (torch.arange(rows[0].shape[0]) < count).nonzero()[:, 0]
+            return tuple(x[found] for x in rows)
         poses = inference.suppress(_with_two_more(poses))
         poses = poses.take(poses.scores >= 0)  # without the two
         # As detector_postprocess does for the eager model.
         boxes = clip_boxes_to_image(poses.boxes, size)
         inside = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-        return boxes[inside], poses.scores[inside], poses.keypoints[inside]
+        poses = poses._replace(boxes=boxes).take(inside)
+        return poses.boxes, poses.scores, poses.keypoints, *self.more_of(poses, predictions, 0)
+
+    def more_of(self, poses: Poses, predictions: Predictions, image: int) -> list[Tensor]:
+        """Give visibility (N, K) of N poses of an image, where the model predicts it."""
+        if self.model.head.visibility_pred is None:
+            return []
+        return [self.model.visibility_at(predictions, image, poses.locations)]
 
     def padded(self, images: Tensor) -> Tensor:
         """Normalize images (..., H, W) and pad them to what the backbone divides by."""
@@ -88,7 +95,7 @@ class InsPoseGraph(nn.Module):
         predictions: Predictions,
         image: int,
         image_size: tuple[int, int],
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Choose the poses that stay, as :class:`PoseInference` does, in tensors of fixed size.
 
         Args:
@@ -99,8 +106,9 @@ class InsPoseGraph(nn.Module):
             image_size: (H, W), pixels.
 
         Returns:
-            Of R = ``TEST.DETECTIONS_PER_IMAGE`` rows, N at most, boxes (R, 4), scores (R,) and
-            keypoints (R, K, 3), best first, zeros behind the last pose, and the number of poses.
+            Of R = ``TEST.DETECTIONS_PER_IMAGE`` rows, N at most, boxes (R, 4), scores (R,),
+            keypoints (R, K, 3) and, where predicted, visibility (R, K), best first, zeros behind
+            the last pose; and the number of poses.
         """
         inference = self.model.pose_inference
         size = min(inference.max_poses, inference.topk_candidates)
@@ -113,11 +121,13 @@ class InsPoseGraph(nn.Module):
         boxes = clip_boxes_to_image(poses.boxes, image_size)
         keep = keep & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         scores, best = poses.scores.where(keep, -1).topk(size)
-        keep = keep[best]
+        keep, poses = keep[best], poses._replace(boxes=boxes).take(best)
+        more = self.more_of(poses, predictions, image)
         return (
-            boxes[best].where(keep[:, None], 0),
+            poses.boxes.where(keep[:, None], 0),
             scores * keep,
-            poses.keypoints[best].where(keep[:, None, None], 0),
+            poses.keypoints.where(keep[:, None, None], 0),
+            *(x.where(keep[:, None], 0) for x in more),
             keep.sum(),
         )
 
@@ -228,8 +238,8 @@ class BatchGraph(InsPoseGraph):
             images: (B, 3, H, W) uint8, else as of :class:`InsPoseGraph`.
 
         Returns:
-            boxes (B, R, 4), scores (B, R), keypoints (B, R, K, 3) and counts (B,) int64: of each
-            image the rows of :meth:`rows_of`.
+            boxes (B, R, 4), scores (B, R), keypoints (B, R, K, 3), where predicted visibility
+            (B, R, K), and counts (B,) int64: of each image the rows of :meth:`rows_of`.
         """
         model, inference = self.model, self.model.pose_inference
         count, size = images.shape[0], (images.shape[2], images.shape[3])
@@ -305,18 +315,21 @@ class _KPNetAtOnce(KPNet):
 class PictureGraph(nn.Module):
     """A graph that takes pictures as they are: colours and size are changed inside."""
 
-    def __init__(self, graph: nn.Module, cfg: CfgNode) -> None:
+    def __init__(self, graph: nn.Module, cfg: CfgNode, shift: float = 0.0) -> None:
         """Put the steps before and behind a graph.
 
         Args:
             graph: of one image.
             cfg: reads ``INPUT.FORMAT``, ``MIN_SIZE_TEST``, ``MAX_SIZE_TEST`` and ``RESIZE``.
+            shift: pixels that keypoints are shifted by once they are scaled; the graph has shifted
+                them already.
         """
         super().__init__()
         self.network = graph  # a module named graph would hide that of the exporter
         self.is_rgb = cfg.INPUT.FORMAT == "RGB"
         self.min_size, self.max_size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
         self.antialias = cfg.INPUT.RESIZE == "pillow"
+        self.shift = shift
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Find the poses of a picture.
@@ -334,10 +347,11 @@ class PictureGraph(nn.Module):
         size = self.size_of(height, width)
         if self.min_size:
             pixels = self.resized(pixels[None], size)[0]
-        boxes, scores, keypoints = self.network(pixels)
+        boxes, scores, keypoints, *more = self.network(pixels)
         scale = torch.tensor([width, height]) / torch.tensor([size[1], size[0]])
-        keypoints = torch.cat([keypoints[..., :2] * scale, keypoints[..., 2:]], dim=2)
-        return boxes * scale.repeat(2), scores, keypoints
+        xy = (keypoints[..., :2] - self.shift) * scale + self.shift
+        keypoints = torch.cat([xy, keypoints[..., 2:]], dim=2)
+        return boxes * scale.repeat(2), scores, keypoints, *more
 
     def resized(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
         """Resize (B, C, H, W) as :class:`ResizeShortestEdge` does: to whole numbers again."""
@@ -368,16 +382,25 @@ class PictureGraph(nn.Module):
         return new_height, new_width
 
 
+def outputs_of(model: InsPose | InsPoseOfficial) -> list[str]:
+    """Name what the graph of a model gives of each pose, in its order."""
+    has_visibility = isinstance(model, InsPose) and model.head.visibility_pred is not None
+    return [*OUTPUTS, "visibility"] if has_visibility else list(OUTPUTS)
+
+
 def graph_of(model: InsPose | InsPoseOfficial, preprocess: CfgNode | None = None) -> nn.Module:
-    """Make the graph of a model: an image in, boxes, scores and keypoints out.
+    """Make the graph of a model: an image in, what :func:`outputs_of` names out.
 
     Args:
         model: on the CPU; stays as it is.
         preprocess: config for :class:`PictureGraph`; without, the graph takes (3, H, W) as
             :class:`InsPoseGraph` does.
     """
-    graph: Any = OfficialGraph if isinstance(model, InsPoseOfficial) else InsPoseGraph
-    return graph(model) if preprocess is None else PictureGraph(graph(model), preprocess)
+    is_official = isinstance(model, InsPoseOfficial)
+    kind: Any = OfficialGraph if is_official else InsPoseGraph
+    if preprocess is None:
+        return kind(model)
+    return PictureGraph(kind(model), preprocess, HALF_PIXEL if is_official else 0.0)
 
 
 def export_program(
@@ -420,12 +443,12 @@ def export_onnx(
     image, sizes = _example(), {1: "height", 2: "width"}
     if preprocess is not None:
         image, sizes = _picture(), {0: "height", 1: "width"}
-    graph, name, outputs = graph_of(model, preprocess), "image", list(OUTPUTS)
+    graph, name, outputs = graph_of(model, preprocess), "image", outputs_of(model)
     if batch is not None:
         if not isinstance(model, InsPose):
             raise ValueError("InsPoseOfficial is exported for single images alone")
         image, sizes = image.expand(batch, -1, -1, -1), {2: "height", 3: "width"}
-        graph, name, outputs = BatchGraph(model), "images", [*OUTPUTS, "counts"]
+        graph, name, outputs = BatchGraph(model), "images", [*outputs, "counts"]
     with torch.no_grad():
         program = torch.onnx.export(
             graph.eval(),

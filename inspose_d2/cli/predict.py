@@ -365,13 +365,17 @@ def predict_images(args: argparse.Namespace) -> int:
     with Shards(folder, jobs, run) as shards:
         try:
             run_images(demo, jobs, shards, args.kp_net_view)
-            comm.synchronize()
+            shards.wait_for_others()
         finally:
             if comm.is_main_process():
                 with undisturbed():
                     done, poses, not_done = shards.write_results(folder / "results.json")
     if not comm.is_main_process():
         return DONE
+    if missing := len(jobs) - done - len(not_done):
+        raise ValueError(
+            f"{shards.folder} lacks {missing} pictures of other workers: is it one of all machines?"
+        )
     shards.remove()
     rate = shards.num_todo / (time.monotonic() - begin)
     what = f"images: {done}, poses: {poses}, {rate:.1f} images/s, see {folder / 'results.json'}"

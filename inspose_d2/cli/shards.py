@@ -6,9 +6,11 @@ All workers, those of other machines too, must see the same folder.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +24,8 @@ from ..evaluation.results import ResultsFile
 from ..files import named_errors, read_json, sha256_of, write_json
 from .pictures import Job
 from .rule import USAGE
+
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of some file systems of clusters
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -105,6 +109,7 @@ class Shards:
         self.run = run
         in_step(self._compare)
         in_step(self._begin)
+        in_step(self._see)
         done = {place for place, _, record in self._records() if "poses" in record}
         left = [place for place in range(len(jobs)) if place not in done]
         self.num_todo = len(left)
@@ -137,6 +142,14 @@ class Shards:
                 "delete the folder to begin anew"
             )
 
+    def _see(self) -> None:
+        """Refuse a machine whose output folder is one of its own."""
+        path = self.folder / "run.json"
+        if not path.is_file() or read_json(path) != self.run:
+            raise ValueError(
+                f"{path} is not the first worker's: machines need one --output in common"
+            )
+
     def _open(self) -> Any:
         path = self.folder / f"{comm.get_rank()}.jsonl"
         file = path.open("a", encoding="utf-8")
@@ -163,6 +176,19 @@ class Shards:
         with named_errors(Path(self.file.name)):
             self.file.write(f"{json.dumps(record, allow_nan=False)}\n")
             self.file.flush()
+
+    def wait_for_others(self) -> None:
+        """Wait until what all workers have finished is on the disk, for other machines to read.
+
+        Raises:
+            OSError: a worker of another machine has ended.
+        """
+        with named_errors(Path(self.file.name)):
+            os.fsync(self.file.fileno())
+        try:
+            comm.synchronize()
+        except RuntimeError as error:  # of gloo
+            raise OSError("another worker has ended: repeat the command to go on") from error
 
     def _records(self) -> Iterator[tuple[int, tuple[Path, int], dict[str, Any]]]:
         """Read the lines of all workers: place of the picture, where the line is, the line."""
@@ -227,4 +253,8 @@ def _lock(file: Any) -> None:
     with contextlib.suppress(ImportError):  # Windows
         import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise

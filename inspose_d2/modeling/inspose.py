@@ -200,12 +200,22 @@ class InsPose(ImageModel):
         poses = self.pose_inference(predictions, persons, image_sizes)
         if self.head.visibility_pred is not None:
             for image, own in enumerate(poses):
-                where = torch.full_like(own.pred_locations, image), own.pred_locations
-                patches = gather_patches(predictions.params_features, *where)
-                logits = self.head.predict_visibility(patches)
-                assert logits is not None
-                own.pred_visibility = logits.float().sigmoid()
+                own.pred_visibility = self.visibility_at(predictions, image, own.pred_locations)
         return poses
+
+    def visibility_at(self, predictions: Predictions, image: int, locations: Tensor) -> Tensor:
+        """Give the visibility (N, K) of the keypoints of poses, in [0, 1].
+
+        Args:
+            predictions: of the network, which has this output.
+            image: number in the batch.
+            locations: (N,) of the poses, their numbers among the L locations.
+        """
+        where = torch.full_like(locations, image), locations
+        patches = gather_patches(predictions.params_features, *where)
+        logits = self.head.predict_visibility(patches)
+        assert logits is not None
+        return logits.float().sigmoid()
 
     def locations_of(self, predictions: Predictions) -> Locations:
         """Give the locations that predictions are of."""

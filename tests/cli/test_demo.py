@@ -1,6 +1,7 @@
 """The demo tool, in this process and with a made-up predictor where that is enough."""
 
 import argparse
+import errno
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ from PIL import Image, features
 from benchmarks.memory import status
 from inspose_d2 import cli
 from inspose_d2.cli import predict as demo
+from inspose_d2.cli import shards
 from inspose_d2.cli.parsers import make_parser
 from inspose_d2.cli.pictures import make_jobs
 
@@ -579,6 +581,74 @@ def test_second_program_in_the_same_folder_is_refused(
         assert tool("--input", "a.png", "--output", "out") == demo.DONE
     assert statuses == [0, cli.USAGE]
     assert "another inspose predict is writing there" in capsys.readouterr().err
+
+
+@pytest.mark.fault
+def test_machine_with_an_output_folder_of_its_own_is_refused(
+    tool: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    picture(tmp_path / "a.png")
+    monkeypatch.setattr(shards.comm, "is_main_process", lambda: False)
+    assert tool("--input", "a.png", "--output", "out") == cli.USAGE
+    assert "all need one --output in common" in capsys.readouterr().err
+
+
+@pytest.mark.fault
+def test_pictures_of_other_workers_that_do_not_arrive_are_missed(
+    tool: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    many_pictures(tmp_path / "in", 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.Shards, "add", lambda *_: None)
+        assert tool("--input", "in", "--output", "out") == cli.USAGE
+    assert "out/unfinished lacks 3 pictures of other workers" in capsys.readouterr().err
+    assert tool("--input", "in", "--output", "out") == demo.SOME_LEFT_OUT
+    assert len(results(tmp_path / "out")) == 3
+
+
+@pytest.mark.fault
+def test_worker_that_waits_for_one_that_is_gone_ends_with_one_line(
+    tool: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    picture(tmp_path / "a.png")
+
+    def gone(self: shards.Shards) -> None:
+        monkeypatch.setattr(shards.comm, "synchronize", closed)
+        wait(self)
+
+    def closed() -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    wait = shards.Shards.wait_for_others
+    monkeypatch.setattr(shards.Shards, "wait_for_others", gone)
+    assert tool("--input", "a.png", "--output", "out") == cli.USAGE
+    assert capsys.readouterr().err.endswith(
+        "another worker has ended: repeat the command to go on\n"
+    )
+    assert len(results(tmp_path / "out")) == 1
+
+
+@pytest.mark.fault
+def test_file_system_without_locks_will_do(
+    tool: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    picture(tmp_path / "a.png")
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert tool("--input", "a.png", "--output", "out") == demo.DONE
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ from inspose_d2.export import (
     export_onnx,
     export_program,
     graph_of,
+    outputs_of,
     unsuppressed,
 )
 
@@ -42,9 +43,13 @@ SMALL_SIZES = [(97, 410), (31, 33), (20, 300)]
 MODELS = {
     "paper": {},
     "box head": {"MODEL.INSPOSE.BOX_HEAD.ENABLED": True},
-    "no disk offset": {"MODEL.INSPOSE.DISK_OFFSET.ENABLED": False},
+    "no disk offset, but visibility": {
+        "MODEL.INSPOSE.DISK_OFFSET.ENABLED": False,
+        "MODEL.INSPOSE.VISIBILITY.ENABLED": True,
+    },
     "NMS of poses": {"MODEL.INSPOSE.NMS_TYPE_TEST": "poses"},
-    "expected OKS": {
+    "expected OKS and visibility": {
+        "MODEL.INSPOSE.VISIBILITY.ENABLED": True,
         "MODEL.INSPOSE.DECODING_TEST": "expected_oks",
         "MODEL.INSPOSE.KEYPOINT_SCORE_WEIGHT_TEST": 0.5,
         "MODEL.INSPOSE.NMS_TYPE_TEST": "poses",
@@ -61,7 +66,7 @@ MODELS = {name: {"MODEL.INSPOSE.NMS_TYPE_TEST": "boxes"} | own for name, own in 
 # package's models.
 PROGRAMS = [("box head", "features at 1/4"), ("NMS of poses", "no disk offset", "maps at 1/16")]
 
-Poses = Sequence[np.ndarray]  # in the order of OUTPUTS
+Poses = Sequence[np.ndarray]  # in the order of outputs_of
 
 
 def eager(model: InsPose, image: np.ndarray) -> Poses:
@@ -72,6 +77,7 @@ def eager(model: InsPose, image: np.ndarray) -> Poses:
         poses.pred_boxes.tensor.numpy(),
         poses.scores.numpy(),
         poses.pred_keypoints.numpy(),
+        *([poses.pred_visibility.numpy()] if poses.has("pred_visibility") else []),
     ]
 
 
@@ -89,8 +95,11 @@ def assert_same_poses(got: Poses, expected: Poses) -> None:
     elif len(got[1]) + 1 == len(expected[1]):
         expected = without_one(expected, got)
     assert [x.shape for x in got] == [x.shape for x in expected]
-    boxes, scores, keypoints = (np.abs(a - b) for a, b in zip(got, expected, strict=True))
+    boxes, scores, keypoints, *visibility = (
+        np.abs(a - b) for a, b in zip(got, expected, strict=True)
+    )
     assert scores.max(initial=0) < 1e-4
+    assert all(x.max(initial=0) < 1e-4 for x in visibility)
     assert keypoints[..., 2].max(initial=0) < 1e-4
     # Two cells of a map that are equally high may change places, and their keypoint with them.
     moved = (keypoints[..., :2] >= 0.1).any(axis=2)
@@ -113,8 +122,18 @@ def crowded(cfg: CfgNode) -> InsPose:
     model = build_model(cfg).eval()
     torch.nn.init.normal_(model.head.cls_score.weight, std=0.1)
     torch.nn.init.normal_(model.head.params_pred.weight, std=0.05)  # more: logits of thousands
+    if model.head.visibility_pred is not None:
+        torch.nn.init.normal_(model.head.visibility_pred.weight, std=0.1)
     inference = model.pose_inference
     inference.score_threshold, inference.nms_threshold = 0.1, 0.95
+    return model
+
+
+def with_visibility(model: InsPose) -> InsPose:
+    """Copy a model, and let the copy say at random which keypoints are visible."""
+    model, channels = copy.deepcopy(model), model.head.params_pred.in_channels
+    model.head.visibility_pred = torch.nn.Conv2d(channels, 17, 3, padding=1)
+    torch.nn.init.normal_(model.head.visibility_pred.weight, std=0.5)
     return model
 
 
@@ -211,7 +230,7 @@ def test_batch_gives_the_poses_of_each_image(
         images = [noise(size, seed) for seed in range(3)]
         with torch.no_grad():
             *rows, counts = BatchGraph(model)(torch.from_numpy(np.stack(images)))
-        assert [x.shape[:2] for x in rows] == [(3, 40)] * 3
+        assert [x.shape[:2] for x in rows] == [(3, 40)] * len(outputs_of(model))
         for number, (image, count) in enumerate(zip(images, counts.tolist(), strict=True)):
             own = [x[number].numpy() for x in rows]
             assert_same_poses([x[:count] for x in own], eager(model, image))
@@ -254,11 +273,15 @@ def assert_poses_of_predictor(predictor: InsPosePredictor, got: Poses, picture: 
 
 def test_graph_of_pictures_gives_the_poses_of_the_predictor() -> None:
     predictor = InsPosePredictor(PEOPLE[0], weights=PEOPLE[1], device="cpu")
+    predictor.model = with_visibility(predictor.model)
     graph, photograph = graph_of(predictor.model, predictor.cfg), grace_hopper()
     for picture in [photograph, cv2.resize(photograph, (180, 200)), photograph[30:]]:
         with torch.no_grad():
-            got = graph(torch.from_numpy(picture))
+            *got, visibility = graph(torch.from_numpy(picture))
         assert_poses_of_predictor(predictor, [x.numpy() for x in got], picture)
+        expected = predictor(picture)["instances"].pred_visibility[0]
+        assert expected.std() > 0.1
+        torch.testing.assert_close(visibility[0], expected, atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("library", ["pillow", "opencv"])
@@ -348,7 +371,7 @@ def compare_with_onnx(model: InsPose, onnx_file: Path, images: Iterator[np.ndarr
     count = 0
     for image in images:
         expected = eager(model, image)
-        assert_same_poses(session.run(list(OUTPUTS), {"image": image}), expected)
+        assert_same_poses(session.run(outputs_of(model), {"image": image}), expected)
         count += len(expected[0])
     return count
 
@@ -438,7 +461,7 @@ def test_onnx_runtime_finds_the_poses_of_a_batch_and_resamples_maps(
     trained: InsPose, tmp_path: Path
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
-    model, found = copy.deepcopy(trained), 0
+    model, found = with_visibility(trained), 0
     # Weights do not depend on the stride of the maps; only offsets, in cells, are half too small.
     model.kp_net.map_stride, model.disk_offset_branch.scale = 4, 2
     inference = model.pose_inference
@@ -448,8 +471,8 @@ def test_onnx_runtime_finds_the_poses_of_a_batch_and_resamples_maps(
     files = [x["file_name"] for x in DatasetCatalog.get("synthetic_people_val")[:2]]
     for size in [*SIZES, *SMALL_SIZES]:
         images = np.stack([resized(x, size) for x in files])
-        *rows, counts = session.run([*OUTPUTS, "counts"], {"images": images})
-        assert [x.shape[:2] for x in rows] == [(2, 20)] * 3
+        *rows, counts = session.run([*OUTPUTS, "visibility", "counts"], {"images": images})
+        assert [x.shape[:2] for x in rows] == [(2, 20)] * 4
         for number, count in enumerate(counts):
             own = [x[number, :count] for x in rows]
             assert_same_poses(own, eager(model, images[number]))

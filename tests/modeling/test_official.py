@@ -384,9 +384,9 @@ def test_what_this_model_cannot_is_refused_by_key(
         build_model(tiny_official_cfg)
 
 
-def poses_of(model: InsPoseOfficial, image: Tensor) -> list[Tensor]:
-    """What the model finds, in the order of the graph."""
-    poses = model([{"image": image}])[0]["instances"]
+def poses_of(model: InsPoseOfficial, image: Tensor, **asked: int) -> list[Tensor]:
+    """What the model finds, in the order of the graph and pixels of the asked size."""
+    poses = model([{"image": image, **asked}])[0]["instances"]
     return [poses.pred_boxes.tensor, poses.scores, poses.pred_keypoints]
 
 
@@ -404,6 +404,28 @@ def test_exported_graph_gives_the_poses_of_the_model(tiny_official: InsPoseOffic
         expected = poses_of(tiny_official, image)
         assert len(expected[0]) > 5
         assert_same_poses(graph(image), expected)
+
+
+def poses_of_picture(model: InsPoseOfficial, cfg: CfgNode, picture: Tensor) -> list[Tensor]:
+    """What the model finds in a picture (H, W, 3) in BGR; resized as in the graph."""
+    height, width, _ = picture.shape
+    graph = graph_of(model, cfg)
+    pixels = picture.permute(2, 0, 1).flip(0).float()
+    image = graph.resized(pixels[None], graph.size_of(height, width))[0]
+    assert image.shape != pixels.shape
+    return poses_of(model, image, height=height, width=width)
+
+
+@torch.no_grad()
+def test_graph_of_pictures_gives_the_poses_at_their_size(
+    tiny_official: InsPoseOfficial, tiny_official_cfg: CfgNode
+) -> None:
+    tiny_official.max_poses = 20
+    for size in ((50, 70), (150, 210)):
+        picture = noise(size, 0).permute(1, 2, 0)
+        expected = poses_of_picture(tiny_official, tiny_official_cfg, picture)
+        assert len(expected[0]) > 5
+        assert_same_poses(graph_of(tiny_official, tiny_official_cfg)(picture), expected)
 
 
 @torch.no_grad()
