@@ -65,16 +65,21 @@ def select_by_score(
     smaller = torch.sym_min if isinstance(size, torch.SymInt) else min
     is_nan = scores.isnan()
     best = scores.masked_fill(is_nan, 0).topk(smaller(topk, size), dim=1)
-    # All that the host needs to know, at once.
-    counts, nans = torch.stack([(best.values > threshold).sum(dim=1), is_nan.sum(dim=1)]).tolist()
-    if not torch.compiler.is_compiling() and any(nans):  # an export does not know yet
-        logger.warning(
-            "%d person scores of %d images are not a number: are the weights, or the images, "
-            "damaged?",
-            sum(nans),
-            len(nans) - nans.count(0),
-        )
-    chosen = [row[:count] for row, count in zip(best.indices, counts, strict=True)]
+    found = best.values > threshold
+    if torch.compiler.is_compiling():  # an export can choose rows, but not cut at a number it lacks
+        chosen = [row[own] for row, own in zip(best.indices, found, strict=True)]
+        counts = [row.shape[0] for row in chosen]
+    else:
+        # All that the host needs to know, at once.
+        counts, nans = torch.stack([found.sum(dim=1), is_nan.sum(dim=1)]).tolist()
+        if any(nans):
+            logger.warning(
+                "%d person scores of %d images are not a number: are the weights, or the images, "
+                "damaged?",
+                sum(nans),
+                len(nans) - nans.count(0),
+            )
+        chosen = [row[:count] for row, count in zip(best.indices, counts, strict=True)]
     image = torch.cat([torch.full_like(own, number) for number, own in enumerate(chosen)])
     index = torch.cat(chosen)
     return Candidates(image, index, locations.points[index], locations.strides[index], counts)
