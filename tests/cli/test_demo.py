@@ -593,7 +593,7 @@ def test_machine_with_an_output_folder_of_its_own_is_refused(
     picture(tmp_path / "a.png")
     monkeypatch.setattr(shards.comm, "is_main_process", lambda: False)
     assert tool("--input", "a.png", "--output", "out") == cli.USAGE
-    assert "all need one --output in common" in capsys.readouterr().err
+    assert "machines need one --output in common" in capsys.readouterr().err
 
 
 @pytest.mark.fault

@@ -328,6 +328,7 @@ class Tab:
         self.hosts: set[str | None] = set()
         self.complaints: list[str] = []
         self.page = browser.new_page(viewport={"width": 1280, "height": 900})
+        self.page.set_default_timeout(120_000)  # the machine may be busy
         self.page.on("request", lambda x: self.hosts.add(urlsplit(x.url).hostname))
         self.page.on("websocket", lambda x: self.hosts.add(urlsplit(x.url).hostname))
         self.page.on("pageerror", lambda x: self.complaints.append(str(x)))

@@ -64,7 +64,10 @@ MODELS = {name: {"MODEL.INSPOSE.NMS_TYPE_TEST": "boxes"} | own for name, own in 
 
 # Those of a program: all settings in few exports. The expected OKS and maps at 1/4 are those of the
 # package's models.
-PROGRAMS = [("box head", "features at 1/4"), ("NMS of poses", "no disk offset", "maps at 1/16")]
+PROGRAMS = [
+    ("box head", "features at 1/4"),
+    ("NMS of poses", "no disk offset, but visibility", "maps at 1/16"),
+]
 
 Poses = Sequence[np.ndarray]  # in the order of outputs_of
 
