@@ -68,7 +68,6 @@ def quantise(model: Path, files: list[Path], output: Path, floats: list[str]) ->
             quant_format=QuantFormat.QDQ,
             nodes_to_quantize=nodes,
             per_channel=True,
-            reduce_range=True,  # sums of 8-bit products overflow on CPUs without VNNI
             weight_type=QuantType.QInt8,
             activation_type=QuantType.QUInt8,
         )

