@@ -469,7 +469,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--table", choices=list(TABLES))
     what.add_argument("--peer", action="store_true", help="Keypoint R-CNN on the same images")
-    parser.add_argument("--small", action="store_true", help="scaled down, on synthetic people")
+    parser.add_argument(
+        "--small",
+        action="store_true",
+        help="scaled down, on synthetic people; recipe: on photographs",
+    )
     parser.add_argument("--steps", type=int, default=SMALL_STEPS, help="of a small run")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 1 2 if small, else 1")
     parser.add_argument("--jobs", type=int, help="small runs side by side, default 2")
@@ -559,9 +563,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     missing = missing_data(runs)
     if missing:
+        where = "README.md says where COCO goes; --small needs none of it."
+        if args.small:
+            where = "docs/photographs.md says where photographs go."
         print(
-            f"{table.title} needs what is missing here: {', '.join(missing)}. "
-            "README.md says where COCO goes; --small needs none of it.",
+            f"{table.title} needs what is missing here: {', '.join(missing)}. {where}",
             file=sys.stderr,
         )
         return 1

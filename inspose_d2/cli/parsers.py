@@ -262,7 +262,7 @@ def _browse(parser: Parser) -> None:
             own.add_argument(
                 "--input",
                 type=_path,
-                help="by default inference/coco_instances_results.json in OUTPUT_DIR",
+                help="coco_instances_results.json; by default that of the evaluation in OUTPUT_DIR",
             )
         _options(own)
 

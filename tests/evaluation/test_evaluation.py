@@ -23,8 +23,8 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
 from inspose_d2.config import get_cfg
+from inspose_d2.engine import trainer
 from inspose_d2.evaluation.coco import AP_BY_PEOPLE, METRICS, InsPoseEvaluator, make_coco_eval
-from inspose_d2.evaluation.results import inference_folder
 
 NAME = "tiny_people"
 # Three keypoints with sigma 0.1 and a person of area 50 * 50. If all three are d pixels off,
@@ -524,9 +524,13 @@ def test_faster_coco_eval_gives_the_figures_of_pycocotools(
     assert (max(ours) > 0.05) == (part in ("all", "some images", "image without persons"))
 
 
-def test_several_test_sets_do_not_overwrite_each_others_results() -> None:
+def test_several_test_sets_do_not_overwrite_each_others_results(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trainer, "InsPoseEvaluator", lambda _, output_dir, **__: output_dir)
     cfg = get_cfg("people/InsPose_Lite0_people", ["OUTPUT_DIR", "out"])
-    folders = [inference_folder(cfg, name) for name in cfg.DATASETS.TEST]
-    assert folders == [Path("out/inference/people_holdout"), Path("out/inference/people_val")]
+    folders: list[Any] = [trainer.Trainer.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+    assert folders == ["out/inference/people_holdout", "out/inference/people_val"]
     cfg.DATASETS.TEST = ("people_val",)
-    assert inference_folder(cfg, "people_val") == Path("out/inference")
+    folders = [trainer.Trainer.build_evaluator(cfg, "people_val")]
+    assert folders == ["out/inference"]
