@@ -1,7 +1,6 @@
 """Fixtures that several test files share."""
 
 import contextlib
-import fcntl
 import functools
 import importlib.util
 import logging
@@ -137,6 +136,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     ``made_once("model.onnx", make)`` calls ``make(path)`` if nobody has, and gives the path.
     """
+    fcntl = pytest.importorskip("fcntl", reason="no file locks here")
     own = tmp_path_factory.getbasetemp()  # of a process of pytest-xdist in the one of the run
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "made_once"
     folder.mkdir(exist_ok=True)
