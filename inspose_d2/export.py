@@ -20,6 +20,7 @@ from .modeling.kp_net import KPNet, find_cells, find_peaks
 from .modeling.official import InsPoseOfficial
 from .modeling.official.decode import HALF_PIXEL
 from .modeling.official.export import OfficialGraph
+from .modeling.open_sizes import open_norms, pad_to_multiple, with_opened_size
 from .modeling.postprocess import body_areas
 from .modeling.predictions import Predictions
 
@@ -40,6 +41,7 @@ class InsPoseGraph(nn.Module):
         self.model = copy.deepcopy(model).eval().to(memory_format=torch.contiguous_format)
         self.model.kp_net.__class__ = _KPNetAtOnce
         self.model.kp_net.backend = "torch"  # the groups of a convolution are a fixed number
+        open_norms(self.model)
         keep_folded(self.model)  # else the exporter folds itself, into a file that does not load
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -56,7 +58,8 @@ class InsPoseGraph(nn.Module):
         """
         model, inference = self.model, self.model.pose_inference
         size = image.shape[1], image.shape[2]
-        predictions = model.predict(self.padded(image)[None])
+        divisor = model.backbone.size_divisibility
+        predictions = model.predict(pad_to_multiple(model.normalize(image), divisor)[None])
         candidates = inference.candidates(predictions, model.locations_of(predictions))
         persons = model.head.at(predictions.params_features, candidates)
         (poses,) = inference.decode(predictions, persons, [size])
@@ -78,15 +81,6 @@ class InsPoseGraph(nn.Module):
         if self.model.head.visibility_pred is None:
             return []
         return [self.model.visibility_at(predictions, image, poses.locations)]
-
-    def padded(self, images: Tensor) -> Tensor:
-        """Normalize images (..., H, W) and pad them to what the backbone divides by."""
-        divisor = self.model.backbone.size_divisibility
-        height, width = images.shape[-2:]
-        # Not -height % divisor: as multiples of the divisor the sizes of all maps stay short terms.
-        bottom = (height + divisor - 1) // divisor * divisor - height
-        right = (width + divisor - 1) // divisor * divisor - width
-        return F.pad(self.model.normalize(images), (0, right, 0, bottom))
 
     def rows_of(
         self,
@@ -243,7 +237,8 @@ class BatchGraph(InsPoseGraph):
         """
         model, inference = self.model, self.model.pose_inference
         count, size = images.shape[0], (images.shape[2], images.shape[3])
-        predictions = model.predict(self.padded(images))
+        divisor = model.backbone.size_divisibility
+        predictions = model.predict(pad_to_multiple(model.normalize(images), divisor))
         locations = model.locations_of(predictions)
         rows = inference.topk_candidates
         scores = predictions.person_logits.sigmoid().nan_to_num(0)
@@ -346,7 +341,7 @@ class PictureGraph(nn.Module):
             pixels = pixels.flip(0)
         size = self.size_of(height, width)
         if self.min_size:
-            pixels = self.resized(pixels[None], size)[0]
+            pixels, size = with_opened_size(self.resized(pixels[None], size)[0], size)
         boxes, scores, keypoints, *more = self.network(pixels)
         scale = torch.tensor([width, height]) / torch.tensor([size[1], size[0]])
         xy = (keypoints[..., :2] - self.shift) * scale + self.shift
@@ -413,7 +408,7 @@ def export_program(
         preprocess: see :func:`graph_of`.
 
     Returns:
-        Program of :func:`graph_of` for images of any height and width above 128 pixels.
+        Program of :func:`graph_of` for images of any height and width, of 32 pixels or more.
     """
     image = _example() if preprocess is None else _picture()
     sizes = {"image": {i: Dim.DYNAMIC for i in range(3) if image.shape[i] > 3}}

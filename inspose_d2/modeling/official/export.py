@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..candidates import Candidates
 from ..kp_net import find_cells
+from ..open_sizes import open_norms, pad_to_multiple
 from .decode import (
     ENLARGE,
     HALF_PIXEL,
@@ -37,6 +38,7 @@ class OfficialGraph(nn.Module):
         """
         super().__init__()
         self.model = copy.deepcopy(model).eval().to(memory_format=torch.contiguous_format)
+        open_norms(self.model)
         for module in self.model.modules():
             if isinstance(module, StarConv2d):
                 module.__class__ = _StarByGrid
@@ -55,8 +57,7 @@ class OfficialGraph(nn.Module):
         model = self.model
         height, width = image.shape[1], image.shape[2]
         divisor = model.backbone.size_divisibility
-        padding = (0, -width % divisor, 0, -height % divisor)
-        predictions = model.predict(F.pad(model.normalize(image), padding)[None])
+        predictions = model.predict(pad_to_multiple(model.normalize(image), divisor)[None])
         locations = model.locations_of(predictions)
 
         own = predictions.person_logits[0].sigmoid()
