@@ -455,7 +455,7 @@ def test_program_and_onnx_file_find_the_poses_of_pytorch(
         return programs[-1]
 
     monkeypatch.setattr(torch.export, "export", export)  # it takes long: ONNX and we use the same
-    tiny_official.max_poses, tiny_official.score_threshold = 3, 0.0
+    tiny_official.max_poses, tiny_official.score_threshold = 20, 0.0
     tiny_official.head.cls_score.weight.mul_(0.1)  # or the best scores are all 1
     export_onnx(tiny_official, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")

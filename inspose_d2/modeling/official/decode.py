@@ -129,34 +129,30 @@ def soft_nms(
     """
     if not len(boxes):
         return torch.zeros_like(scores, dtype=torch.int64), scores
-    cpu = boxes.cpu(), scores.cpu()  # every round asks for the best
-    keep, decayed = soft_nms_rounds(*cpu, iou_threshold, min_score, min(limit, len(boxes)))
+    device, boxes, scores = boxes.device, boxes.cpu(), scores.cpu()  # every round asks for the best
+    keep, kept = [], []
+    for _ in range(min(limit, len(boxes))):
+        best, score, scores = soft_nms_round(boxes, scores, iou_threshold, min_score)
+        keep.append(best)
+        kept.append(score)
+    decayed = torch.cat(kept)
     found = decayed >= min_score
     found[0] = True  # the first comes whatever its score
-    return keep[found].to(boxes.device), decayed[found].to(boxes.device)
+    return torch.cat(keep)[found].to(device), decayed[found].to(device)
 
 
-def soft_nms_rounds(
-    boxes: Tensor, scores: Tensor, iou_threshold: float, min_score: float, rounds: int
-) -> tuple[Tensor, Tensor]:
-    """Run a fixed number of rounds of :func:`soft_nms`, 1 or more, as exported graphs need it.
-
-    Returns:
-        (rounds,) numbers of boxes and (rounds,) scores, below the minimum when none is left.
-    """
+def soft_nms_round(
+    boxes: Tensor, scores: Tensor, iou_threshold: float | Tensor, min_score: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give (1,) number and (1,) score of the best box, and (N,) scores with it taken out."""
     low, high = boxes.split(2, dim=1)
     areas = (high - low).prod(dim=1)
-    numbers = torch.arange(scores.shape[0], device=scores.device)
-    keep, kept = [], []
-    for _ in range(rounds):
-        best = scores.argmax()[None]
-        keep.append(best)
-        kept.append(scores[best])
-        overlap = (high.minimum(high[best]) - low.maximum(low[best])).clamp(min=0).prod(dim=1)
-        iou = overlap / (areas + areas[best] - overlap)
-        scores = torch.where(iou >= iou_threshold, scores * (1 - iou), scores)  # NaN: no overlap
-        scores = scores.where((numbers != best) & (scores >= min_score), 0)
-    return torch.cat(keep), torch.cat(kept)
+    best = scores.argmax()[None]
+    overlap = (high.minimum(high[best]) - low.maximum(low[best])).clamp(min=0).prod(dim=1)
+    iou = overlap / (areas + areas[best] - overlap)
+    left = torch.where(iou >= iou_threshold, scores * (1 - iou), scores)  # NaN: no overlap
+    others = torch.arange(scores.shape[0], device=scores.device) != best
+    return best, scores[best], left.where(others & (left >= min_score), 0)
 
 
 def enlarged_peaks(

@@ -16,7 +16,7 @@ from .decode import (
     best_of_levels,
     enlarge,
     regressed_boxes,
-    soft_nms_rounds,
+    soft_nms_round,
 )
 from .head import DENSE_SCALE, StarConv2d
 from .inspose_official import InsPoseOfficial
@@ -71,9 +71,7 @@ class OfficialGraph(nn.Module):
         boxes = F.pad(boxes, (0, 0, 0, len(rows))).index_select(0, rows)
         scores = F.pad(scores, (0, len(rows))).index_select(0, rows)
         index = F.pad(index, (0, len(rows))).index_select(0, rows)
-        keep, scores = soft_nms_rounds(
-            boxes, scores, model.nms_threshold, MIN_SCORE, model.max_poses
-        )
+        keep, scores = soft_nms_loop(boxes, scores, model.nms_threshold, model.max_poses)
         boxes, index = boxes[keep], index[keep]
 
         zeros = torch.zeros_like(index)
@@ -102,6 +100,33 @@ class OfficialGraph(nn.Module):
         keypoints = torch.cat([xy, logits.softmax(dim=2).amax(dim=2)[..., None]], dim=-1)
         found = (scores >= MIN_SCORE).nonzero()[:, 0]
         return boxes[found], scores[found], keypoints[found]
+
+
+def soft_nms_loop(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, rounds: int
+) -> tuple[Tensor, Tensor]:
+    """Run :func:`soft_nms` as a loop of the graph; a score below the minimum is of no pose."""
+    state = (
+        torch.zeros((), dtype=torch.int64),
+        scores.clone(),
+        torch.zeros(rounds, dtype=torch.int64),
+        torch.zeros(rounds),
+    )
+    fixed = boxes, torch.tensor(iou_threshold)
+    _, _, keep, kept = torch.ops.higher_order.while_loop(_goes_on, _round, state, fixed)
+    return keep, kept
+
+
+def _goes_on(number: Tensor, _: Tensor, keep: Tensor, *__: Tensor) -> Tensor:
+    return number < keep.shape[0]
+
+
+def _round(
+    number: Tensor, scores: Tensor, keep: Tensor, kept: Tensor, boxes: Tensor, threshold: Tensor
+) -> tuple[Tensor, ...]:
+    best, score, scores = soft_nms_round(boxes, scores, threshold, MIN_SCORE)
+    now = torch.arange(keep.shape[0]) == number
+    return number + 1, scores, torch.where(now, best, keep), torch.where(now, score, kept)
 
 
 class _StarByGrid(StarConv2d):
