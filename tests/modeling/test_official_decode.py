@@ -17,6 +17,7 @@ from inspose_d2.modeling.official.decode import (
     Kept,
     enlarge,
     enlarged_peaks,
+    enlarging_weights,
     make_instances,
     rescale,
     select_poses,
@@ -42,7 +43,7 @@ def test_enlarged_keypoint_maps_and_their_peaks(golden: Any) -> None:
     maps = net.logits(numbers["params"], numbers["location"], strides, shared)
     maps = maps.unflatten(2, (32, 40))
     torch.testing.assert_close(maps, numbers["keypoint_maps"], atol=1e-4, rtol=0)
-    large = enlarge(maps)
+    large = enlarge(maps, enlarging_weights(maps))
     torch.testing.assert_close(large[0], numbers["upsampled_first"], atol=1e-4, rtol=0)
     largest = large.flatten(2).amax(dim=2)
     torch.testing.assert_close(largest, numbers["max_stride4"], atol=1e-4, rtol=0)

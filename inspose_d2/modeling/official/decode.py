@@ -175,30 +175,38 @@ def enlarged_peaks(
     scores = features.new_empty(len(params), kp_net.num_keypoints, dtype=torch.float32)
     cells = torch.empty_like(scores, dtype=torch.int64)
     inputs = [kp_net.shared_input(x) for x in features]
+    weights = enlarging_weights(features)
     for image, chunk in kp_net.chunks(candidates, inputs):
         logits = kp_net.logits(
             params[chunk], candidates.points[chunk], candidates.strides[chunk], inputs[image]
         )
         scores[chunk] = logits.softmax(dim=2).amax(dim=2)
-        maps = enlarge(logits.unflatten(2, (height, width)))
+        maps = enlarge(logits.unflatten(2, (height, width)), weights)
         cells[chunk], _ = find_cells(maps.flatten(2), ENLARGE * width)
     return cells, scores
 
 
-def enlarge(maps: Tensor) -> Tensor:
+def enlarge(maps: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
     """Enlarge maps twice, bicubically: half-pixel centres, borders repeated.
 
     As two matrix products: 3 times as fast as ``F.interpolate`` on a CPU, and in exported graphs.
 
     Args:
         maps: (..., H, W).
+        weights: for maps of this size, see :func:`enlarging_weights`.
 
     Returns:
         (..., 2H, 2W) float32.
     """
+    rows, columns = weights
     with torch.autocast(maps.device.type, enabled=False):
-        rows, columns = (_bicubic_weights(size, maps) for size in maps.shape[-2:])
         return rows @ (maps.float() @ columns.T)
+
+
+def enlarging_weights(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (2H, H) and (2W, W) for :func:`enlarge` of maps (..., H, W)."""
+    height, width = maps.shape[-2:]
+    return _bicubic_weights(height, maps), _bicubic_weights(width, maps)
 
 
 def _bicubic_weights(size: int, like: Tensor) -> Tensor:

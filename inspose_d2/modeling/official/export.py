@@ -15,6 +15,7 @@ from .decode import (
     MIN_SCORE,
     best_of_levels,
     enlarge,
+    enlarging_weights,
     regressed_boxes,
     soft_nms_round,
 )
@@ -82,10 +83,11 @@ class OfficialGraph(nn.Module):
         shared = model.kp_net.shared_input(model.keypoint_branch(p3)[0])
         logits = model.kp_net.logits(params, points, strides, shared)
         map_height, map_width = p3.shape[2], p3.shape[3]
+        weights = enlarging_weights(p3)
         cells = torch.cat(
             [  # a keypoint at a time: the enlarged maps of all are large
                 find_cells(
-                    enlarge(own_maps.unflatten(2, (map_height, map_width))).flatten(2),
+                    enlarge(own_maps.unflatten(2, (map_height, map_width)), weights).flatten(2),
                     ENLARGE * map_width,
                 )[0]
                 for own_maps in logits.split(1, dim=1)
