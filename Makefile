@@ -10,6 +10,9 @@ export MPLCONFIGDIR := $(CURDIR)/.venv/cache/matplotlib
 export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/.venv/cache/inductor
 export XDG_CACHE_HOME := $(CURDIR)/.venv/cache
 
+# Without bytecode each of many processes compiles the package and the tests anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Material's advertisement of its successor.
 export NO_MKDOCS_2_WARNING := 1
 
