@@ -186,7 +186,7 @@ def test_eight_photographs_are_learned_by_heart(tmp_path: Path, eight_photograph
         **{
             "DATASETS.TRAIN": (eight_photographs,),
             "DATASETS.TEST": (eight_photographs,),
-            "SOLVER.MAX_ITER": 300,
+            "SOLVER.MAX_ITER": 200,
             "TEST.EVAL_PERIOD": 0,
             "SEED": 0,
         },
