@@ -67,7 +67,7 @@ class OfficialGraph(nn.Module):
         boxes = regressed_boxes(deltas[index], locations, index, (height, width))
         scores = own[index]
         scores = scores.where(scores > model.score_threshold, 0)
-        # As many rows for every image: rounds of open size would take the exporter minutes.
+        # As many rows for every image: the state of a loop has a fixed size.
         rows = torch.arange(len(locations.sizes) * model.topk_candidates)
         boxes = F.pad(boxes, (0, 0, 0, len(rows))).index_select(0, rows)
         scores = F.pad(scores, (0, len(rows))).index_select(0, rows)
